@@ -1,0 +1,1 @@
+"""Communication and parallelism over MPI: no knowledge of models, Slurm or files."""

@@ -1,0 +1,1 @@
+"""Studies composed from configuration, Parsl and the three kinds of run."""

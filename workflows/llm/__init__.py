@@ -1,0 +1,1 @@
+"""3D-parallel language-model training."""
