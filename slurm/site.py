@@ -51,7 +51,9 @@ def load_site(name: str) -> Site:
     """
     is_file = name.endswith(".yaml")
     if not is_file and name not in names():
-        raise SiteError(f"site: no site '{name}'; there are {', '.join(names())}, or give a path to a .yaml file")
+        raise SiteError(
+            f"site: no site '{name}'; there are {', '.join(names())}, or give a path to a .yaml file"
+        )
     path = Path(name) if is_file else SITES / f"{name}.yaml"
     document = load(path)
     if not isinstance(document.data, dict):
@@ -70,6 +72,7 @@ def _checked(path: Path, line: int | None, key: str, value: Any) -> Any:
         near = get_close_matches(key, kinds, n=1) or sorted(kinds)
         raise SiteError(f"{path}:{line}: unknown key '{key}'; did you mean {' or '.join(near)}?")
     wanted: tuple[type, ...] = {"str": (str,), "int": (int,), "float": (int, float)}[str(kinds[key])]
-    if not isinstance(value, wanted) or isinstance(value, bool) or (not isinstance(value, str) and value < 0):
+    fits = isinstance(value, wanted) and not isinstance(value, bool)
+    if not fits or (isinstance(value, int | float) and value < 0):
         raise SiteError(f"{path}:{line}: {key} holds {value!r}, it takes a non-negative {kinds[key]}")
     return value

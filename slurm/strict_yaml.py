@@ -109,9 +109,7 @@ def loads(text: str, source: str = "<text>") -> Document:
     return Document(data, lines, source)
 
 
-def _plain(
-    loader: _Loader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str
-) -> Any:
+def _plain(loader: _Loader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str) -> Any:
     """Build plain data from a node; every node must be met once, so an alias cannot multiply anything."""
     here = node.start_mark.line + 1
     if node.tag not in _PLAIN_TAGS:
@@ -119,7 +117,7 @@ def _plain(
     if isinstance(node, yaml.ScalarNode):
         if len(node.value) > 300 and not node.tag.endswith(":str"):
             raise YamlError(f"{source}:{here}: a number of {len(node.value)} digits")
-        value = loader.construct_object(node)  # type: ignore[no-untyped-call]
+        value = loader.construct_object(node)
         if isinstance(value, float) and not math.isfinite(value):
             raise YamlError(f"{source}:{here}: {node.value} is too large for a number")
         return value
@@ -167,5 +165,5 @@ class _Dumper(yaml.SafeDumper):
 
 def dumps(data: Any) -> str:
     """Return plain data as YAML that `loads` reads back equal."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=10**6)
     return text
