@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 20
 KeyPath = tuple[str | int, ...]
 
 _SCALARS = (
-    ("null", re.compile(r"^(?:null|~|)$"), list("n~") + [""]),
+    ("null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""]),
     ("bool", re.compile(r"^(?:true|false)$"), list("tf")),
     ("int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789")),
     (
@@ -158,7 +158,7 @@ class _Dumper(yaml.SafeDumper):
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  (PyYAML's own signature)
         """Write every value out, since `load` refuses aliases."""
         return True
 

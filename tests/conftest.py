@@ -55,9 +55,7 @@ def run_process(argv: list[str], timeout_s: float = 60, env: dict[str, str] | No
 def mpiexec() -> Callable[..., Finished]:
     """Return `run(n, *python_args, timeout_s=60, env=None)`: n ranks of `python -m mpi4py *python_args`."""
 
-    def run(
-        n: int, *python_args: str, timeout_s: float = 60, env: dict[str, str] | None = None
-    ) -> Finished:
+    def run(n: int, *python_args: str, timeout_s: float = 60, env: dict[str, str] | None = None) -> Finished:
         argv = [str(MPIEXEC), "-n", str(n), sys.executable, "-m", "mpi4py", *python_args]
         return run_process(argv, timeout_s, env)
 

@@ -1,0 +1,152 @@
+"""The parent of one MPI job: starts the ranks, waits, and gives their end in words when they could not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from launch.errors import LaunchError
+from launch.provenance import rank_pids
+from launch.rundir import FILE_MODE, ExitRecord, RunDir, is_locked, write_exit
+
+INTERRUPTED = 130
+GRACE_S = 10.0
+TAIL_BYTES = 4096
+_LOST = re.compile(r"PID (\d+) RUNNING AT (\S+)\s.*?\(signal (\d+)\)", re.DOTALL)  # MPICH's mpiexec
+_SPEAKS = re.compile(r"^(?!\s|=|Abort\(|YOUR APP|This typ|Please see)(\S.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How to start a program: its module, the number of ranks, threads a rank and the launcher."""
+
+    module: str
+    ranks: int
+    threads: int = 1
+    launcher: str = "mpiexec"
+    oversubscribed: bool = False
+    """More ranks and threads than cores: waiting ranks must then yield instead of spin."""
+
+    def argv(self, run: RunDir, attempt: int) -> list[str]:
+        """Return the argument vector; no shell ever sees it."""
+        return [
+            *(find_launcher(self.launcher), "-n", str(self.ranks)),
+            *(sys.executable, "-m", "mpi4py", "-m", self.module, str(run.path), "--attempt", str(attempt)),
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """Return the ranks' environment: this one's, with the thread count and the world size to check."""
+        own = {"OMP_NUM_THREADS": str(self.threads), "ISOFLOP_WORLD_SIZE": str(self.ranks)}
+        if self.oversubscribed:
+            own["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"
+        return {**os.environ, **own}
+
+
+def find_launcher(name: str) -> str:
+    """Return the path of the launcher: the one installed beside this Python before the one on PATH.
+
+    Raises:
+        LaunchError: there is none.
+    """
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise LaunchError(f"launcher '{name}' not found: `pip install mpich`, or load the site's MPI module")
+    return found
+
+
+def run_attempt(run: RunDir, command: Command, stop: threading.Event) -> ExitRecord:
+    """Run one attempt to its end and return how it ended, which is always on disk as well.
+
+    When `stop` is set the ranks are ended (TERM, then KILL) and the record says interrupted. A run whose
+    ranks outlived an earlier driver is not started again: its end is awaited and returned.
+    """
+    if is_locked(run.lock) and (adopted := _await_orphan(run, stop)):
+        return adopted
+    number = run.next_attempt()
+    started_s = time.time()
+    out, err = run.attempt(number, "out"), run.attempt(number, "err")
+    with _private(out) as stdout, _private(err) as stderr:
+        process = subprocess.Popen(
+            command.argv(run, number),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=command.environment(),
+            start_new_session=True,  # Ctrl-C reaches the driver, which ends its runs in order
+        )
+        status = _wait(process, stop)
+    stopped = stop.is_set() and status != 0
+    cause, rank = (
+        ("the driver was interrupted", -1)
+        if stopped
+        else explain(status, _tail(out) + _tail(err), rank_pids(run, number))
+    )
+    code = INTERRUPTED if stopped else 1
+    write_exit(run, number, ExitRecord(code, cause, rank, -1, started_s, time.time()))
+    record = run.exit_record(number)
+    if record is None:
+        raise LaunchError(f"{run.attempt(number, 'exit.json')}: could not be written or read back")
+    return record
+
+
+def explain(status: int, tail: str, pids: list[int]) -> tuple[str, int]:
+    """Return cause and rank (-1 unknown) of a job that ended with `status` and left no record of its own.
+
+    `tail` is the end of its output and error streams. `pids` holds the process id of each rank: MPICH names
+    the process that a signal ended, not its rank.
+    """
+    if lost := _LOST.search(tail):
+        pid, host, number = int(lost[1]), lost[2], int(lost[3])
+        rank = pids.index(pid) if pid in pids else -1
+        who = f"rank {rank}" if rank >= 0 else f"process {pid}"
+        return f"{who} on {host} was ended by signal {number} ({signal.Signals(number).name})", rank
+    if status == 0:
+        return "mpiexec ended with status 0, but no rank recorded success", -1
+    what = f"mpiexec was ended by signal {-status}" if status < 0 else f"mpiexec ended with status {status}"
+    spoken = _SPEAKS.findall(tail)
+    return what + (f": {spoken[-1].strip()}" if spoken else ""), -1
+
+
+def _await_orphan(run: RunDir, stop: threading.Event) -> ExitRecord | None:
+    """Wait for ranks that an earlier driver left behind; None when they ended without a word."""
+    while is_locked(run.lock) and not stop.wait(0.5):
+        pass
+    if stop.is_set():
+        return ExitRecord(INTERRUPTED, "the driver was interrupted", -1, -1, time.time(), time.time())
+    return run.last_exit()
+
+
+def _wait(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
+    """Wait for the process; once `stop` is set, ask it to end, then insist."""
+    while not stop.is_set():
+        try:
+            return process.wait(timeout=0.25)
+        except subprocess.TimeoutExpired:
+            continue
+    process.terminate()  # MPICH's mpiexec passes TERM on to every rank
+    try:
+        return process.wait(timeout=GRACE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
+
+def _private(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, FILE_MODE), "wb")
+
+
+def _tail(path: Path) -> str:
+    """Return the last few KiB of a log."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return file.read().decode(errors="replace")
