@@ -1,0 +1,157 @@
+"""The command `isoflop`. Data goes to stdout, talk to stderr; every import that costs is made by its verb."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from workflows.study import Study
+
+app = typer.Typer(
+    help="From a study file to a fitted scaling law.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="a study file, or a study's directory")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key: base.model.width=64")
+]
+SiteName = Annotated[str | None, typer.Option("--site", help="run there instead of the study's own site")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's ends in one sentence on stderr and the contract's exit code."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        print(f"isoflop: {error}", file=sys.stderr)
+        sys.exit(code)
+
+
+@app.command()
+def plan(study: StudyPath, overrides: Overrides = None, site: SiteName = None, as_json: Json = False) -> None:
+    """Show the runs a study stands for, their size and the time they may take. Touches nothing."""
+    from workflows import show
+
+    expanded = _study(study, overrides, site)
+    _print(show.plan_data(expanded) if as_json else show.plan_text(expanded))
+
+
+@app.command()
+def run(study: StudyPath, overrides: Overrides = None, site: SiteName = None, as_json: Json = False) -> None:
+    """Run what is missing of a study, fit the law and write the report."""
+    from workflows import show
+    from workflows.dag import run_study
+
+    expanded = _study(study, overrides, site)
+    with show.watching(expanded) as (tick, say):
+        result = run_study(expanded, tick, say)
+    _print(show.result_data(expanded, result) if as_json else show.result_text(expanded, result))
+    raise typer.Exit(show.exit_code(result))
+
+
+@app.command()
+def status(study: StudyPath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Show how far each run of a study is, from the files of the runs alone."""
+    from workflows import show
+    from workflows.progress import study_status
+
+    statuses = study_status(_study(study, overrides, None))
+    _print(show.status_data(statuses) if as_json else show.status_text(statuses))
+
+
+@app.command()
+def logs(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, or its directory")],
+    runs_dir: Annotated[Path, typer.Option(help="where studies are kept")] = Path("runs"),
+    attempt: Annotated[int | None, typer.Option(help="default: the last one")] = None,
+) -> None:
+    """Print what a run wrote to its output, then to its error stream."""
+    from launch.rundir import RunDir
+    from workflows.errors import ConfigError
+
+    found = [
+        path for path in (Path(run_id), *sorted(runs_dir.glob(f"*/{Path(run_id).name}"))) if path.is_dir()
+    ]
+    if not found:
+        raise ConfigError(f"logs: no run '{run_id}' in {runs_dir}/*/; `isoflop status STUDY` lists the runs")
+    directory = RunDir(found[0])
+    number = attempt or max(directory.attempts(), default=0)
+    if number not in directory.attempts():
+        raise ConfigError(f"logs: {directory.path} has no attempt {number}; it has {directory.attempts()}")
+    for suffix in ("out", "err"):
+        log = directory.attempt(number, suffix)
+        if log.exists():
+            sys.stdout.write(log.read_text(errors="replace"))
+
+
+@app.command()
+def report(study: StudyPath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Fit what has finished of a study and write its report anew."""
+    from workflows import show
+    from workflows.conclude import fit_study, report_study
+
+    expanded = _study(study, overrides, None)
+    fitted = fit_study(expanded)
+    path = report_study(expanded, fitted)
+    _print(show.fitted_data(fitted, path) if as_json else show.fitted_text(fitted, path))
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Option(help="a table (.csv, .tsv) or a study's directory")],
+    law: Annotated[str, typer.Option(help="a name from `isoflop list laws`")] = "chinchilla",
+    columns: Annotated[str, typer.Option(help="N=column,D=column,L=column; any two of N, D, C")] = "",
+    drop_highest_loss: Annotated[int, typer.Option(min=0, help="leave out so many of the worst rows")] = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="resamples behind the intervals")] = 1000,
+    seed: Annotated[int, typer.Option(help="of the resampling")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a law to a table, or to the finished runs of a study."""
+    from workflows import show
+    from workflows.conclude import fit_data
+
+    result = fit_data(data, law, columns, drop_highest_loss, bootstrap, seed)
+    _print(result.to_json() if as_json else show.fit_text(result))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="sites|laws|workflows")], as_json: Json = False
+) -> None:
+    """List the sites, laws or kinds of run that are known here."""
+    from workflows import show
+
+    rows = show.listing(what)
+    _print(
+        [dict(zip(("name", "description"), row, strict=True)) for row in rows]
+        if as_json
+        else show.lines(rows)
+    )
+
+
+def _study(path: Path, overrides: list[str] | None, site: str | None) -> Study:
+    """Return the study in a file, or the one that a study's directory keeps."""
+    from workflows.study import read_study
+
+    if path.is_dir():
+        return read_study(path / "study.yaml", [*(overrides or []), f"runs_dir={path.parent}"], site)
+    return read_study(path, overrides, site)
+
+
+def _print(document: Any) -> None:
+    """Print text as it is and anything else as JSON, to stdout."""
+    print(document if isinstance(document, str) else json.dumps(document, indent=1))

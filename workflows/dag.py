@@ -1,0 +1,178 @@
+"""A study as Parsl's graph of apps: every run, then the fit, then the report.
+
+The outcome of a run is what its directory says. What Parsl hears is that an app returned.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import parsl
+
+from launch.attempt import INTERRUPTED, Command, run_attempt
+from launch.bootstrap import REQUEUE
+from launch.errors import LaunchError
+from launch.rundir import ExitRecord, is_locked, locked, make_private, write_private
+from slurm.strict_yaml import dumps
+from workflows.conclude import Fitted, fit_study, report_study
+from workflows.parsl_sites import Cores, parsl_config
+from workflows.study import Run, Study
+
+TICK_S = 0.5
+HOPELESS = (2, 3, 5)
+"""Exit codes that another attempt would only repeat: a wrong config, a refusal, a damaged file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A run that did not finish: how its last attempt ended and where to read more."""
+
+    run_id: str
+    record: ExitRecord
+    log: Path
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """What came of a study. `fitted` and `report` are None when it was interrupted."""
+
+    failures: list[Failure]
+    interrupted: bool
+    fitted: Fitted | None
+    report: Path | None
+    wall_s: float
+
+
+def run_study(study: Study, tick: Callable[[], None], say: Callable[[str], None]) -> StudyResult:
+    """Run what is missing of a study to its end, then fit and report, and return what came of it.
+
+    `tick` is called twice a second while runs go on, `say` with a sentence worth a line in a log.
+    A run that stands finished in its directory is not started. On Ctrl-C or TERM the running ranks are ended
+    in order and everything committed so far stays.
+
+    Raises:
+        RunBusyError: another driver works on this study.
+        LaunchError: the study's directory cannot be written.
+        The workflow's own error when the data that the runs share cannot be prepared.
+    """
+    started_s = time.monotonic()
+    make_private(study.directory)
+    note = {"pid": os.getpid(), "host": socket.gethostname(), "since_s": time.time()}
+    with locked(study.directory / "lock", f"study '{study.file.name}'", note):
+        write_private(study.directory / "study.yaml", dumps(study.resolved))
+        for run in study.runs:
+            _write_run(study, run)
+        for sentence in dict.fromkeys(
+            study.workflow.prepare(run.config, cache_dir(study)) for run in study.runs
+        ):
+            say(sentence)
+        stop = threading.Event()
+        config = parsl_config(study.site, study.directory / ".parsl")
+        with _signals_set(stop), parsl.load(config) as kernel:
+            runs, fit, report = _submit(study, stop, say, kernel)
+            while not report.done():
+                tick()
+                time.sleep(TICK_S)
+            failures = [failure for future in runs if (failure := future.result())]
+            result = StudyResult(
+                failures, stop.is_set(), fit.result(), report.result(), time.monotonic() - started_s
+            )
+    return result
+
+
+def _submit(
+    study: Study, stop: threading.Event, say: Callable[[str], None], kernel: Any
+) -> tuple[list[Future[Failure | None]], Future[Fitted | None], Future[Path | None]]:
+    """Hand the graph to Parsl and return its futures."""
+    app = parsl.python_app(data_flow_kernel=kernel)
+    cores = Cores(study.site.usable_cores())
+
+    def finish(run: Run) -> Failure | None:
+        return finish_run(study, run, cores, stop, say)
+
+    def fit(inputs: list[Any]) -> Fitted | None:  # noqa: ARG001  (what Parsl waits for)
+        return None if stop.is_set() else fit_study(study)
+
+    def report(fitted: Fitted | None) -> Path | None:
+        return report_study(study, fitted) if fitted else None
+
+    # Runs that outlived an earlier driver fill cores already; after them the longest goes first, so that
+    # no single long run is left at the end.
+    order = sorted(
+        study.runs, key=lambda run: (not is_locked(study.run_dir(run).lock), -run.estimated_s(study.site))
+    )
+    runs = [app(finish)(run) for run in order]
+    fitted = app(fit)(inputs=runs)
+    return runs, fitted, app(report)(fitted)
+
+
+def finish_run(
+    study: Study, run: Run, cores: Cores, stop: threading.Event, say: Callable[[str], None]
+) -> Failure | None:
+    """Bring one run to its end, starting it again as often as its resources allow; None when that went well."""
+    directory, resources = study.run_dir(run), run.resources
+    command = Command(study.workflow.program, resources.ranks, resources.threads, study.site.launcher)
+    failed, reached = 0, -1
+    with cores.lent(resources.ranks * resources.threads):
+        while directory.state() != "done" and not stop.is_set():
+            try:
+                record = run_attempt(directory, command, stop)
+            except LaunchError as error:
+                record = ExitRecord(error.exit_code, str(error), -1, -1, time.time(), time.time())
+            if record.code in (0, INTERRUPTED):
+                continue
+            failed += not (record.code == REQUEUE and record.step > reached)
+            reached = max(reached, record.step)
+            final = failed > resources.retries or record.code in HOPELESS
+            say(f"{run.id}: {record.cause}" + ("" if final else "; starting it again"))
+            if final:
+                return Failure(run.id, record, directory.attempt(max(directory.attempts(), default=1), "err"))
+    return None
+
+
+def cache_dir(study: Study) -> Path:
+    """Return the directory in which this study and its neighbours share prepared data."""
+    return study.directory.parent.resolve() / ".data"
+
+
+def _write_run(study: Study, run: Run) -> None:
+    """Write the exact configuration of a run into its directory, unless ranks have it in use or are done with it."""
+    directory = study.run_dir(run)
+    make_private(directory.path)
+    if directory.state() not in ("running", "done"):
+        held = {
+            "id": run.id,
+            "study": study.file.name,
+            "workflow": study.workflow.name,
+            "site": study.site.name,
+            "held_out": run.held_out,
+            "cache_dir": str(cache_dir(study)),
+            "config": run.config.model_dump(mode="json"),
+        }
+        write_private(directory.config, dumps(held))
+
+
+@contextmanager
+def _signals_set(stop: threading.Event) -> Iterator[None]:
+    """Let INT and TERM set `stop` for the time of the body; a second one then acts as usual."""
+
+    def ask(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,81 @@
+"""How far a study is, read from the files of its runs alone: any shell may ask while a driver works."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.errors import StoreError
+from analysis.store import read_last
+from launch.rundir import RunDir, State
+from workflows.study import Run, Study
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One run as its files show it now. A value that is not known yet is None."""
+
+    run_id: str
+    held_out: bool
+    state: State
+    attempts: int
+    step: int | None
+    tokens: int | None
+    d_tokens: int
+    loss: float | None
+    tokens_per_s: float | None
+    left_s: float | None
+    cause: str
+    log: Path | None
+
+
+def study_status(study: Study) -> list[RunStatus]:
+    """Return the status of every run, in the study's order."""
+    return [run_status(study.run_dir(run), run) for run in study.runs]
+
+
+def run_status(directory: RunDir, run: Run) -> RunStatus:
+    """Return the status of one run: state from its records, figures from its last attempt's metrics."""
+    state = directory.state()
+    attempts = directory.attempts() if directory.path.is_dir() else []
+    last = attempts[-1] if attempts else 0
+    record = directory.last_exit()
+    step = tokens = loss = rate = left_s = None
+    try:
+        row = read_last(directory.attempt(last, "h5"), "train_loss") if last else None
+    except StoreError:
+        row = None  # not yet created, or damaged: `report` says which
+    if row is not None:
+        step, tokens, loss = int(row["step"]), int(row["tokens"]), float(row["value"])
+        speed = read_last(directory.attempt(last, "h5"), "tokens_per_s")
+        rate = float(speed["value"]) if speed is not None else None
+        if rate and state == "running":
+            left_s = (run.size.d_tokens - tokens) / rate
+    return RunStatus(
+        run.id,
+        run.held_out,
+        state,
+        len(attempts),
+        step,
+        tokens,
+        run.size.d_tokens,
+        loss,
+        rate,
+        left_s,
+        record.cause if record and record.code else "",
+        directory.attempt(last, "err") if last else None,
+    )
+
+
+def one_line(statuses: list[RunStatus]) -> str:
+    """Return the study's state as one line for a log: the clock, counts by state, and what runs."""
+    counts = Counter(status.state for status in statuses)
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    running = [
+        f"{s.run_id} {100 * (s.tokens or 0) / s.d_tokens:.0f} %" + (f" loss {s.loss:.3f}" if s.loss else "")
+        for s in statuses
+        if s.state == "running"
+    ]
+    return f"{time.strftime('%H:%M:%S')}  {summary}" + (f"  |  {'; '.join(running)}" if running else "")

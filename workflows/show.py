@@ -1,0 +1,203 @@
+"""What the command prints: tables on stdout, a live view or one line every 30 s on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from workflows.errors import ConfigError
+from workflows.progress import RunStatus, one_line, study_status
+from workflows.study import Study
+
+if TYPE_CHECKING:
+    from analysis.fitting import FitResult
+    from workflows.conclude import Fitted
+    from workflows.dag import StudyResult
+
+LINE_EVERY_S = 30.0
+PLAIN_WIDTH = 160
+Rows = Sequence[Sequence[object]]
+
+
+def plan_data(study: Study) -> dict[str, Any]:
+    """Return the plan as JSON-able data."""
+    return {
+        "study": study.file.name,
+        "directory": str(study.directory),
+        "site": study.site.name,
+        "cores": study.site.usable_cores(),
+        "estimated_s": study.estimated_s(),
+        "runs": [
+            {
+                "id": run.id,
+                "held_out": run.held_out,
+                "ranks": run.resources.ranks,
+                "threads": run.resources.threads,
+                **asdict(run.size),
+                "estimated_s": run.estimated_s(study.site),
+                "config": run.config.model_dump(mode="json"),
+            }
+            for run in study.runs
+        ],
+    }
+
+
+def plan_text(study: Study) -> str:
+    """Return the plan as a table and one line."""
+    rows = [
+        (
+            run.id + (" (hold-out)" if run.held_out else ""),
+            run.resources.ranks,
+            f"{run.size.n_total:,}",
+            f"{run.size.n_nonembedding:,}",
+            f"{run.size.d_tokens:,}",
+            f"{run.size.c_flops:.3g}",
+            duration(run.estimated_s(study.site)),
+        )
+        for run in study.runs
+    ]
+    total = sum(run.size.c_flops for run in study.runs)
+    return table(("run", "ranks", "N", "N non-emb.", "tokens", "FLOPs", "about"), rows) + (
+        f"\n{len(rows)} runs, {total:.3g} FLOPs ({study.runs[0].size.flops_convention}), about "
+        f"{duration(study.estimated_s())} on {study.site.usable_cores()} cores of site '{study.site.name}'; "
+        f"results in {study.directory}"
+    )
+
+
+@contextmanager
+def watching(study: Study) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
+    """Yield (tick, say): a live table on a terminal, else a line every 30 s; both on stderr."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            yield (
+                lambda: live.update(status_table(study_status(study)), refresh=True),
+                lambda sentence: live.console.print(sentence, markup=False),
+            )
+        return
+    due_s = time.monotonic() + LINE_EVERY_S
+
+    def tick() -> None:
+        nonlocal due_s
+        if time.monotonic() >= due_s:
+            due_s += LINE_EVERY_S
+            print(one_line(study_status(study)), file=sys.stderr, flush=True)
+
+    yield tick, lambda sentence: print(sentence, file=sys.stderr, flush=True)
+
+
+def status_table(statuses: list[RunStatus]) -> Table:
+    """Return the live view: a row a run."""
+    rows = [
+        (
+            status.run_id + (" (hold-out)" if status.held_out else ""),
+            status.state + (f" (attempt {status.attempts})" if status.attempts > 1 else ""),
+            _known(status.step, "{:,}"),
+            _known(status.tokens and 100 * status.tokens / status.d_tokens, "{:.0f} %"),
+            _known(status.loss, "{:.4f}"),
+            _known(status.tokens_per_s, "{:,.0f}"),
+            "" if status.left_s is None else duration(status.left_s),
+            status.cause,
+        )
+        for status in statuses
+    ]
+    return _table(("run", "state", "step", "done", "loss", "tokens/s", "left", "cause"), rows)
+
+
+def status_text(statuses: list[RunStatus]) -> str:
+    """Return the status as text."""
+    return _render(status_table(statuses))
+
+
+def status_data(statuses: list[RunStatus]) -> list[dict[str, Any]]:
+    """Return the status as JSON-able data."""
+    return [{**asdict(s), "log": str(s.log) if s.log else None} for s in statuses]
+
+
+def exit_code(result: StudyResult) -> int:
+    """Return the exit code of the contract: 130 interrupted, 1 a run failed, else the fit's own."""
+    if result.interrupted:
+        return 130
+    if result.failures or result.fitted is None:
+        return 1
+    return result.fitted.exit_code
+
+
+def listing(what: str) -> list[tuple[str, str]]:
+    """Return (name, one sentence) of every site, law or workflow. Raises ConfigError for anything else."""
+    from analysis import laws
+    from slurm import site
+    from workflows import workflow
+
+    known: dict[str, Callable[[], list[tuple[str, str]]]] = {
+        "sites": lambda: [(name, site.load_site(name).description) for name in site.names()],
+        "laws": lambda: [(name, laws.get(name).description) for name in laws.names()],
+        "workflows": lambda: [(name, workflow.get(name).description) for name in workflow.names()],
+    }
+    if what not in known:
+        raise ConfigError(f"list {what}: there are {', '.join(known)}")
+    return known[what]()
+
+
+def lines(rows: list[tuple[str, str]]) -> str:
+    """Return names and sentences, one a line, the sentences aligned."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {sentence}" for name, sentence in rows)
+
+
+def table(columns: Sequence[str], rows: Rows) -> str:
+    """Return rows as an aligned text table, as wide as it needs to be when stdout is not a terminal."""
+    return _render(_table(columns, rows))
+
+
+def duration(seconds: float) -> str:
+    """Return a duration a person reads at a glance: `12 s`, `3 min 20 s`, `4 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _known(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _table(columns: Sequence[str], rows: Rows) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(str(cell).replace("[", r"\[") for cell in row))
+    return made
+
+
+def _is_number(cell: object) -> bool:
+    return not str(cell).strip() or str(cell).lstrip("+-~")[:1].isdigit()
+
+
+def _render(made: Table) -> str:
+    terminal = sys.stdout.isatty()
+    console = Console(
+        file=StringIO(),
+        force_terminal=terminal,
+        width=None if terminal else PLAIN_WIDTH,
+        no_color=not terminal,
+        highlight=False,
+    )
+    with console.capture() as captured:
+        console.print(made)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

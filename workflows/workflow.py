@@ -1,0 +1,65 @@
+"""What a kind of run must offer so that studies can be made of it. A kind is a folder with a `workflow.py`."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from slurm.strict_yaml import KeyPath
+from workflows.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RunSize:
+    """What a run costs and is: parameters with and without embeddings, tokens, and FLOPs as counted."""
+
+    n_total: int
+    n_nonembedding: int
+    d_tokens: int
+    c_flops: float
+    flops_convention: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """One kind of run. Importing it must stay cheap: no torch, no MPI."""
+
+    name: str
+    description: str
+    config: type[BaseModel]
+    """The frozen configuration of one run."""
+    program: str
+    """Module that each rank runs with `RUN_DIR` as its argument."""
+    mathematics: Callable[[Any], dict[str, Any]]
+    """Config -> the part of it that decides the result; the run id is its hash."""
+    size: Callable[[Any], RunSize]
+    check_ranks: Callable[[Any, int], None]
+    """Raise ValueError with a sentence when the config cannot run on so many ranks."""
+    prepare: Callable[[Any, Path], str]
+    """Make what runs share (such as the token file) in a directory, once; return a line that says what it is."""
+    isoflop_keys: tuple[KeyPath, KeyPath]
+    """Where a sweep's `isoflop.flops` and `isoflop.widths` go in the config."""
+
+
+def names() -> list[str]:
+    """Return the names of the kinds of run."""
+    here = Path(__file__).parent
+    return sorted(
+        m.name for m in pkgutil.iter_modules([str(here)]) if (here / m.name / "workflow.py").exists()
+    )
+
+
+def get(name: str) -> Workflow:
+    """Return the kind of run called `name`. Raises ConfigError, with the nearest name, when there is none."""
+    if name not in names():
+        near = get_close_matches(name, names(), n=1) or names()
+        raise ConfigError(f"workflow: no workflow '{name}'; there is {', '.join(near)}")
+    found: Workflow = import_module(f"workflows.{name}.workflow").WORKFLOW
+    return found
