@@ -1,0 +1,132 @@
+"""Fits a law to observations: checked starts, a proven minimum, bootstrap intervals, and what the data cannot tell."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import laws
+from analysis.errors import DataError, NotConvergedError
+from analysis.laws import Law, Problem
+from analysis.minimise import CONVERGED, minimise
+from analysis.result import FitResult
+from analysis.table import Observations
+
+Floats = NDArray[np.float64]
+SAME_OBJECTIVE = 1e-6
+"""Relative difference up to which two starts ended at the same minimum."""
+WIDE = 10.0
+"""Ratio of the ends of an interval from which on a factor counts as unidentified: not even its order is known."""
+
+
+def fit(
+    law: str, observations: Observations, *, delta: float = 1e-3, bootstrap: int = 1000, seed: int = 0
+) -> FitResult:
+    """Return the law fitted by the sum of Huber_delta(ln predicted - ln observed).
+
+    All of the law's starting points are followed to their minimum and the lowest one is taken. Intervals are
+    the 2.5 and 97.5 percentiles of `bootstrap` resamples of the points, each fitted from that minimum; resample i
+    is drawn from (seed, i) alone.
+
+    Raises:
+        DataError: the points are too few or too alike for the law.
+        NotConvergedError: the best point found has a slope.
+    """
+    if delta <= 0 or bootstrap < 0:
+        raise DataError(f"delta={delta}, bootstrap={bootstrap}: delta is positive, bootstrap at least 0")
+    chosen = laws.get(law)
+    problem = chosen.bind(observations)
+    n = len(observations)
+    starts = problem.starts()
+    minima = minimise(problem, starts, np.ones((len(starts), n)), delta)
+    best = int(np.argmin(minima.objective))
+    theta, objective = minima.theta[best], float(minima.objective[best])
+    gradient_norm = float(minima.gradient_norm[best])
+    if not gradient_norm <= CONVERGED:
+        raise NotConvergedError(
+            f"{observations.source}: the {law} fit stopped at a scaled gradient of {gradient_norm:.2g}, "
+            f"a minimum has less than {CONVERGED:g}"
+        )
+    reached = minima.objective <= objective * (1 + SAME_OBJECTIVE) + 1e-15
+    sample, failed = resample(problem, theta, n, delta, bootstrap, seed)
+    residual, slopes = problem.residual(theta[None])
+    natural = dict(zip(chosen.parameters, problem.natural(theta[None])[0].tolist(), strict=True))
+    unidentified = identify(chosen, sample, slopes[0])
+    return FitResult(
+        law=law,
+        params=natural,
+        stderr=dict(zip(chosen.parameters, sample.std(axis=0, ddof=1).tolist(), strict=True)) if bootstrap > 1 else {},
+        intervals=_intervals(chosen, sample),
+        objective=objective,
+        n_points=n,
+        starts_tried=len(starts),
+        starts_reached_best=int(reached.sum()),
+        gradient_norm=gradient_norm,
+        unidentified=unidentified,
+        warnings=_warnings(observations, bootstrap, failed),
+        exclusions=list(observations.exclusions),
+        delta=delta,
+        seed=seed,
+        bootstrap=bootstrap,
+        bootstrap_failed=failed,
+        source=observations.source,
+        data_sha256=observations.sha256,
+        flops_convention=observations.flops_convention,
+        size_convention=observations.size_convention,
+        range_N=(float(observations.N.min()), float(observations.N.max())),
+        range_D=(float(observations.D.min()), float(observations.D.max())),
+        mean_loss=float(observations.L.mean()),
+        residuals=(-residual[0]).tolist(),
+        sample=sample,
+    )
+
+
+def resample(
+    problem: Problem, theta: Floats, n: int, delta: float, bootstrap: int, seed: int
+) -> tuple[Floats, int]:
+    """Return the law's parameters for each bootstrap resample that converged, and how many did not."""
+    weights = np.array(
+        [np.random.default_rng([seed, i]).multinomial(n, np.full(n, 1 / n)) for i in range(bootstrap)], dtype=float
+    ).reshape(bootstrap, n)
+    minima = minimise(problem, np.repeat(theta[None], bootstrap, axis=0), weights, delta)
+    natural = problem.natural(minima.theta)
+    whole = minima.converged & np.isfinite(natural).all(axis=1)
+    return natural[whole], int(bootstrap - whole.sum())
+
+
+def identify(law: Law, sample: Floats, slopes: Floats) -> dict[str, str]:
+    """Return the parameters that the data do not determine, each with the reason.
+
+    A positive factor is undetermined when its interval spans more than a factor of ten, an exponent when its
+    interval reaches zero, and all are when the residuals' derivatives are linearly dependent.
+    """
+    scaled = slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
+    if np.linalg.cond(scaled) > 1e8:
+        return dict.fromkeys(law.parameters, "the data are collinear: other values fit as well")
+    found = {}
+    for name, (low, high) in _intervals(law, sample).items():
+        if low <= 0:
+            found[name] = f"its interval [{low:.3g}, {high:.3g}] reaches zero"
+        elif high / low > WIDE:
+            found[name] = f"its interval [{low:.3g}, {high:.3g}] spans more than a factor of {WIDE:g}"
+    return found
+
+
+def _intervals(law: Law, sample: Floats) -> dict[str, tuple[float, float]]:
+    if len(sample) < 2:
+        return {}
+    low, high = np.percentile(sample, [2.5, 97.5], axis=0)
+    return {name: (float(a), float(b)) for name, a, b in zip(law.parameters, low, high, strict=True)}
+
+
+def _warnings(observations: Observations, bootstrap: int, failed: int) -> list[str]:
+    """Return what a reader must know before trusting the figures."""
+    told = []
+    if failed:
+        told.append(f"{failed} of {bootstrap} bootstrap resamples did not converge and are left out")
+    if 0 < bootstrap < 100:
+        told.append(f"{bootstrap} bootstrap resamples are too few for 95 % intervals")
+    correlation = np.corrcoef(np.log(observations.N), np.log(observations.D))[0, 1]
+    if abs(correlation) > 0.95:
+        told.append(f"ln N and ln D are correlated ({correlation:.3f}): their exponents are hard to tell apart")
+    return told

@@ -1,0 +1,79 @@
+"""Many robust fits at once: Newton steps on the Huber objective, with the exact Hessian, for a batch of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.laws import Problem
+
+Floats = NDArray[np.float64]
+CONVERGED = 1e-7
+"""Largest gradient component of the scaled objective at a minimum."""
+MAX_STEPS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Minima:
+    """Where each fit of the batch ended. The objective is the sum of Huber terms, the gradient that of its scaled form."""
+
+    theta: Floats
+    objective: Floats
+    gradient_norm: Floats
+
+    @property
+    def converged(self) -> NDArray[np.bool_]:
+        """Whether each fit stands at a point without slope."""
+        return self.gradient_norm <= CONVERGED
+
+
+def minimise(problem: Problem, theta: Floats, weights: Floats, delta: float) -> Minima:
+    """Return the minimum of sum_i w_i Huber(residual_i) from each start of `theta`, (B, P), weights (B, n).
+
+    Inside, the objective is divided by delta times the sum of weights: its gradient is then of order one, and
+    neither the number of points nor a factor before the sum can stop it early. Steps solve (H + damping I) s = -g
+    with H's negative eigenvalues turned up; damping falls while steps succeed and grows when they do not.
+    """
+    theta = theta.copy()
+    scale = 1 / (delta * weights.sum(axis=1))
+    value, gradient, hessian = _objective(problem, theta, weights, delta, scale)
+    damping = np.full(len(theta), 1e-3)
+    for _ in range(MAX_STEPS):
+        active = np.flatnonzero((np.abs(gradient).max(axis=1) > CONVERGED * 1e-3) & (damping < 1e12))
+        if not len(active):
+            break
+        step = _step(gradient[active], hessian[active], damping[active])
+        tried = theta[active] + step
+        new = _objective(problem, tried, weights[active], delta, scale[active])
+        better = new[0] < value[active]
+        damping[active] = np.where(better, damping[active] / 5, damping[active] * 4)
+        taken = active[better]
+        theta[taken] = tried[better]
+        value[taken], gradient[taken], hessian[taken] = (part[better] for part in new)
+    return Minima(theta, value / scale, np.abs(gradient).max(axis=1))
+
+
+def _objective(
+    problem: Problem, theta: Floats, weights: Floats, delta: float, scale: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Return scaled value (B,), gradient (B, P) and Hessian (B, P, P)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        residual, slopes = problem.residual(theta)
+        size = np.abs(residual)
+        terms = np.where(size <= delta, residual**2 / 2, delta * (size - delta / 2))
+        pull = weights * np.clip(residual, -delta, delta)
+        value = (weights * terms).sum(axis=1) * scale
+        gradient = np.einsum("bn,bni->bi", pull, slopes) * scale[:, None]
+        inside = weights * (size <= delta)
+        hessian = np.einsum("bn,bni,bnj->bij", inside, slopes, slopes, optimize=True)
+        hessian = (hessian + problem.curvature(theta, pull)) * scale[:, None, None]
+    return np.where(np.isfinite(value), value, np.inf), gradient, hessian
+
+
+def _step(gradient: Floats, hessian: Floats, damping: Floats) -> Floats:
+    values, vectors = np.linalg.eigh(hessian)
+    curvature = np.abs(values) + damping[:, None]
+    along = np.einsum("bji,bj->bi", vectors, gradient)
+    return np.asarray(-np.einsum("bij,bj->bi", vectors, along / curvature))

@@ -1,0 +1,139 @@
+"""What a fit found, with all that is needed to judge it, to use it and to repeat it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from analysis import laws
+from analysis.errors import DataError
+
+SCHEMA = "isoflop-fit/1"
+FAR = 100.0
+"""Extrapolation beyond this factor of the fitted range is warned about."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """A fitted law. Intervals are 95 %; `objective` is the plain sum of Huber terms."""
+
+    law: str
+    params: dict[str, float]
+    stderr: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    objective: float
+    n_points: int
+    starts_tried: int
+    starts_reached_best: int
+    gradient_norm: float
+    """Largest component of the gradient of the objective divided by n delta."""
+    unidentified: dict[str, str]
+    """Parameters that the data do not determine, and why."""
+    warnings: list[str]
+    exclusions: list[str]
+    delta: float
+    seed: int
+    bootstrap: int
+    bootstrap_failed: int
+    source: str
+    data_sha256: str
+    flops_convention: str
+    size_convention: str
+    range_N: tuple[float, float]
+    range_D: tuple[float, float]
+    mean_loss: float
+    """Mean of the fitted losses: what a predictor that knows nothing of N and D would say."""
+    residuals: list[float]
+    """ln observed - ln predicted of each point."""
+    sample: Floats = field(repr=False, compare=False)
+    """Parameters of each converged bootstrap resample, (resamples, parameters)."""
+
+    def predict(self, N: float, D: float) -> float:
+        """Return the predicted loss of a run of N parameters and D tokens."""
+        values = {name: np.asarray(value) for name, value in self.params.items()}
+        return float(laws.get(self.law).predict(values, np.asarray(N), np.asarray(D)))
+
+    def interval(self, N: float, D: float) -> tuple[float, float] | None:
+        """Return the 95 % prediction interval of a run: the law's own spread and that of single runs around it.
+
+        Each resample's prediction is multiplied by the exponential of one of the fit's residuals.
+        None without a bootstrap.
+        """
+        if len(self.sample) < 2:
+            return None
+        predicted = laws.get(self.law).predict(self._sampled(), np.asarray(N), np.asarray(D))
+        drawn = np.random.default_rng([self.seed, len(self.sample)]).choice(self.residuals, len(predicted))
+        low, high = np.percentile(predicted * np.exp(drawn), [2.5, 97.5])
+        return float(low), float(high)
+
+    def compute_optimal(self, flops: float) -> dict[str, Any]:
+        """Return N, D, L of the best run of `flops` (C = 6 N D) and the 95 % interval of each."""
+        law = laws.get(self.law)
+        best = law.compute_optimal({name: np.asarray(value) for name, value in self.params.items()}, flops)
+        found: dict[str, Any] = {"C": flops, **{name: float(value) for name, value in best.items()}}
+        if len(self.sample) > 1:
+            spread = law.compute_optimal(self._sampled(), flops)
+            found["intervals"] = {
+                name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in spread.items()
+            }
+        return found
+
+    def far(self, N: float, D: float) -> str:
+        """Return a sentence when (N, D) lies far outside the fitted range, else nothing."""
+        beyond = max(N / self.range_N[1], self.range_N[0] / N, D / self.range_D[1], self.range_D[0] / D)
+        return f"{beyond:.0f} times beyond the fitted range" if beyond > FAR else ""
+
+    def budgets(self) -> list[float]:
+        """Return powers of ten of compute from the smallest fitted run to a hundred times the largest."""
+        low = np.floor(np.log10(6 * self.range_N[0] * self.range_D[0]))
+        high = np.ceil(np.log10(6 * self.range_N[1] * self.range_D[1])) + 2
+        return [float(10**power) for power in np.arange(low, high + 1)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the bootstrap sample as JSON-able data, with the optimum of a few budgets."""
+        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sample"}
+        return {"schema": SCHEMA, **held, "compute_optimal": [self.compute_optimal(c) for c in self.budgets()]}
+
+    def write(self, directory: Path) -> None:
+        """Write `fit.json` and `fit.h5` (which holds the bootstrap sample too), each whole or not at all.
+
+        Raises:
+            DataError: the directory cannot be written.
+        """
+        text = json.dumps({**self.to_json(), "provenance": _provenance()}, indent=1) + "\n"
+        beside = directory / f".fit.{os.getpid()}"
+        try:
+            with open(os.open(beside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+                file.write(text)
+            beside.rename(directory / "fit.json")
+            with h5py.File(beside, "w") as store:
+                store.attrs["json"] = text
+                store["sample"] = self.sample
+                store["sample"].attrs["parameters"] = list(self.params)
+                store["residuals"] = self.residuals
+            beside.chmod(0o600)
+            beside.rename(directory / "fit.h5")
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise DataError(f"{directory}: the fit cannot be written ({error.strerror or error})") from None
+
+    def _sampled(self) -> Mapping[str, Floats]:
+        return dict(zip(self.params, self.sample.T, strict=True))
+
+
+def _provenance() -> dict[str, Any]:
+    versions = {"numpy": np.__version__, "scipy": scipy.__version__, "h5py": h5py.__version__}
+    return {"time_s": time.time(), "argv": sys.argv, "python": platform.python_version(), "versions": versions}

@@ -1,0 +1,124 @@
+"""Reads metrics files: finished, live, or left behind by a kill; and merges the attempts of a run into one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.errors import StoreError
+from analysis.store.schema import EVENT, ROW, SCHEMA
+
+Rows = NDArray[np.void]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptMetrics:
+    """All that one file holds: streams and distributions by name, meta, events, and the summary's set fields."""
+
+    path: Path
+    meta: dict[str, Any]
+    streams: dict[str, Rows]
+    dists: dict[str, Rows]
+    events: Rows
+    summary: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RunMetrics:
+    """The attempts of a run as one history; `damaged` says which files could not be read, and why."""
+
+    meta: dict[str, Any]
+    streams: dict[str, Rows]
+    events: Rows
+    summary: dict[str, float]
+    attempts: list[int]
+    damaged: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Yield an open metrics file.
+
+    A file whose writer lives or was killed opens in SWMR mode only; one that was closed opens either way.
+
+    Raises:
+        StoreError: missing, not HDF5, damaged, or of another schema.
+    """
+    try:
+        with h5py.File(path, "r", libver="latest", swmr=True) as file:
+            schema = file["meta"].attrs["schema"]
+            if schema != SCHEMA:
+                raise StoreError(f"{path}: schema is {schema!r}, this reads {SCHEMA}")
+            yield file
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StoreError(f"{path}: cannot be read as {SCHEMA} ({reason})") from None
+
+
+def read_attempt(path: Path) -> AttemptMetrics:
+    """Return all that one metrics file holds now. Raises StoreError."""
+    with opened(path) as file:
+        summary = file["summary"][0] if "summary" in file else np.zeros((), dtype=[])
+        return AttemptMetrics(
+            path,
+            {name: _plain(value) for name, value in file["meta"].attrs.items()},
+            {name: table[:] for name, table in file.get("streams", {}).items()},
+            {name: table[:] for name, table in file.get("dist", {}).items()},
+            file["events"][:] if "events" in file else np.empty(0, EVENT),
+            {name: float(summary[name]) for name in summary.dtype.names or () if not np.isnan(summary[name])},
+        )
+
+
+def read_last(path: Path, *streams: str) -> dict[str, Any]:
+    """Return the last row of each of `streams` that has one; cheap enough to ask every second. Raises StoreError."""
+    with opened(path) as file:
+        tables = {name: file["streams"].get(name) for name in streams}
+        return {name: table[-1] for name, table in tables.items() if table is not None and len(table)}
+
+
+def read_run(directory: Path) -> RunMetrics:
+    """Return the merged history of the run in `directory`.
+
+    A later attempt that went on from step r replaces all rows after r: what an earlier one did beyond its last
+    checkpoint was lost with it. A file that cannot be read is named in `damaged` and left out.
+
+    Raises:
+        StoreError: no attempt has a readable file.
+    """
+    attempts: list[AttemptMetrics] = []
+    numbers, damaged = [], []
+    for path in sorted(directory.glob("attempt-*.h5")):
+        try:
+            attempts.append(read_attempt(path))
+            numbers.append(int(re.sub(r"\D", "", path.stem)))
+        except StoreError as error:
+            damaged.append(str(error))
+    if not attempts:
+        raise StoreError(damaged[0] if damaged else f"{directory}: holds no attempt-NNN.h5")
+    streams: dict[str, Rows] = {}
+    for attempt in attempts:
+        restored = attempt.meta.get("restore_step", 0)
+        for name, rows in attempt.streams.items():
+            before = streams.get(name, np.empty(0, ROW))
+            streams[name] = np.concatenate([before[before["step"] <= restored], rows])
+    summaries = [attempt.summary for attempt in attempts if attempt.summary]
+    return RunMetrics(
+        attempts[-1].meta,
+        streams,
+        np.concatenate([attempt.events for attempt in attempts]),
+        summaries[-1] if summaries else {},
+        numbers,
+        damaged,
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
