@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from typing import BinaryIO
 
 from launch.errors import LaunchError
 from launch.provenance import rank_pids
-from launch.rundir import FILE_MODE, ExitRecord, RunDir, is_locked, write_exit
+from launch.rundir import FILE_MODE, ExitRecord, RunDir, write_exit
 
 INTERRUPTED = 130
 GRACE_S = 10.0
@@ -70,12 +71,13 @@ def run_attempt(run: RunDir, command: Command, stop: threading.Event) -> ExitRec
     When `stop` is set the ranks are ended (TERM, then KILL) and the record says interrupted. A run whose
     ranks outlived an earlier driver is not started again: its end is awaited and returned.
     """
-    if is_locked(run.lock) and (adopted := _await_orphan(run, stop)):
+    if run.is_alive() and (adopted := _await_orphan(run, stop)):
         return adopted
     number = run.next_attempt()
     started_s = time.time()
     out, err = run.attempt(number, "out"), run.attempt(number, "err")
     with _private(out) as stdout, _private(err) as stderr:
+        fcntl.flock(stdout, fcntl.LOCK_EX)  # mpiexec inherits it: held for as long as anyone can still write
         process = subprocess.Popen(
             command.argv(run, number),
             stdin=subprocess.DEVNULL,
@@ -119,7 +121,7 @@ def explain(status: int, tail: str, pids: list[int]) -> tuple[str, int]:
 
 def _await_orphan(run: RunDir, stop: threading.Event) -> ExitRecord | None:
     """Wait for ranks that an earlier driver left behind; None when they ended without a word."""
-    while is_locked(run.lock) and not stop.wait(0.5):
+    while run.is_alive() and not stop.wait(0.5):
         pass
     if stop.is_set():
         return ExitRecord(INTERRUPTED, "the driver was interrupted", -1, -1, time.time(), time.time())

@@ -104,7 +104,12 @@ class RunDir:
         record = self.last_exit()
         if record is not None:
             return _STATES.get(record.code, "failed")
-        return "running" if is_locked(self.lock) else "interrupted"
+        return "running" if self.is_alive() else "interrupted"
+
+    def is_alive(self) -> bool:
+        """Return whether the last attempt is at work: its rank 0 holds the run's lock, its mpiexec that of its output."""
+        attempts = self.attempts()
+        return is_locked(self.lock) or bool(attempts) and is_locked(self.attempt(attempts[-1], "out"))
 
 
 def make_private(path: Path) -> Path:
@@ -124,12 +129,12 @@ def make_private(path: Path) -> Path:
     return path
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write `text` to `path` whole or not at all: beside it, synced, then renamed. Raises LaunchError."""
+def write_private(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` whole or not at all: beside it, synced, then renamed. Raises LaunchError."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(os.open(beside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, FILE_MODE), "w") as file:
-            file.write(text)
+        with open(os.open(beside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, FILE_MODE), "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         beside.rename(path)
