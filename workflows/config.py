@@ -125,7 +125,7 @@ def _keys(model: type[BaseModel], path: KeyPath) -> list[str]:
     """Return the keys that the model at `path` below `model` has."""
     for key in path:
         field = model.model_fields.get(str(key))
-        nested = list((field.annotation, *get_args(field.annotation))) if field else []
+        nested = [field.annotation, *get_args(field.annotation)] if field else []
         models = [kind for kind in nested if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not models:
             return []

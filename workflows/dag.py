@@ -22,7 +22,7 @@ import parsl
 from launch.attempt import INTERRUPTED, Command, run_attempt
 from launch.bootstrap import REQUEUE
 from launch.errors import LaunchError
-from launch.rundir import ExitRecord, is_locked, locked, make_private, write_private
+from launch.rundir import ExitRecord, locked, make_private, write_private
 from slurm.strict_yaml import dumps
 from workflows.conclude import Fitted, fit_study, report_study
 from workflows.parsl_sites import Cores, parsl_config
@@ -109,7 +109,7 @@ def _submit(
     # Runs that outlived an earlier driver fill cores already; after them the longest goes first, so that
     # no single long run is left at the end.
     order = sorted(
-        study.runs, key=lambda run: (not is_locked(study.run_dir(run).lock), -run.estimated_s(study.site))
+        study.runs, key=lambda run: (study.run_dir(run).state() != "running", -run.estimated_s(study.site))
     )
     runs = [app(finish)(run) for run in order]
     fitted = app(fit)(inputs=runs)

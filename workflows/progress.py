@@ -44,15 +44,15 @@ def run_status(directory: RunDir, run: Run) -> RunStatus:
     record = directory.last_exit()
     step = tokens = loss = rate = left_s = None
     try:
-        row = read_last(directory.attempt(last, "h5"), "train_loss") if last else None
+        rows = read_last(directory.attempt(last, "h5"), "train_loss", "tokens_per_s") if last else {}
     except StoreError:
-        row = None  # not yet created, or damaged: `report` says which
-    if row is not None:
+        rows = {}  # not made yet, or damaged: the report says which
+    if "train_loss" in rows:
+        row = rows["train_loss"]
         step, tokens, loss = int(row["step"]), int(row["tokens"]), float(row["value"])
-        speed = read_last(directory.attempt(last, "h5"), "tokens_per_s")
-        rate = float(speed["value"]) if speed is not None else None
-        if rate and state == "running":
-            left_s = (run.size.d_tokens - tokens) / rate
+    if "tokens_per_s" in rows:
+        rate = float(rows["tokens_per_s"]["value"])
+        left_s = (run.size.d_tokens - (tokens or 0)) / rate if state == "running" and rate else None
     return RunStatus(
         run.id,
         run.held_out,

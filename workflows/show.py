@@ -201,3 +201,20 @@ def _render(made: Table) -> str:
     with console.capture() as captured:
         console.print(made)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def fit_text(fit: FitResult) -> str:
+    """Return coefficients, intervals and every warning as text."""
+    from analysis.report import coefficient_rows
+
+    said = [*(f"warning: {w}" for w in fit.warnings), *(f"left out: {e}" for e in fit.exclusions)]
+    converged = (
+        f"{fit.n_points} points, objective {fit.objective:.9g}, scaled gradient {fit.gradient_norm:.1e}, "
+        f"{fit.starts_reached_best} of {fit.starts_tried} starts ended there; {fit.flops_convention}, N {fit.size_convention}"
+    )
+    columns = ("parameter", "value", "std. error", "95 % interval", "remark")
+    return "\n".join([table(columns, coefficient_rows(fit)), converged, *said])
+
+
+def result_text(study: Study, result: StudyResult) -> str:
+    return str(result)[:1500]

@@ -1,0 +1,110 @@
+"""What follows from the finished runs of a study: the fit, the hold-outs held against it, and the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from analysis.errors import AnalysisError, DataError, StoreError
+from analysis.fitting import fit
+from analysis.report import RunSummary, write_report
+from analysis.result import FitResult
+from analysis.store import read_run
+from analysis.table import Observations, parse_columns, read_table
+from workflows.progress import study_status
+from workflows.study import Study, read_study
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A study's runs and the law fitted to them; without a fit, `problem` says why and `exit_code` with what code."""
+
+    runs: list[RunSummary]
+    fit: FitResult | None
+    problem: str
+    exit_code: int
+
+
+def fit_study(study: Study) -> Fitted:
+    """Fit the study's law to its finished runs, write `fit.json` and `fit.h5`, and return what was found."""
+    runs = summaries(study)
+    try:
+        fitted = fit(
+            study.file.analysis.law,
+            observations(study, runs),
+            delta=study.file.analysis.delta,
+            bootstrap=study.file.analysis.bootstrap,
+            seed=study.file.analysis.seed,
+        )
+        fitted.write(study.directory)
+    except AnalysisError as error:
+        return Fitted(runs, None, str(error), error.exit_code)
+    return Fitted(runs, fitted, "", 0)
+
+
+def report_study(study: Study, fitted: Fitted) -> Path:
+    """Write the report and its plots into the study's directory and return its path."""
+    return write_report(study.directory, study.file.name, fitted.runs, fitted.fit, fitted.problem)
+
+
+def summaries(study: Study) -> list[RunSummary]:
+    """Return every run of the study with what its files hold: planned sizes, measured loss and curves."""
+    nonembedding = study.file.analysis.size == "nonembedding"
+    found = []
+    for run, status in zip(study.runs, study_status(study), strict=True):
+        try:
+            metrics = read_run(study.run_dir(run).path)
+            summary, streams, damaged = metrics.summary, metrics.streams, metrics.damaged
+        except StoreError as error:
+            summary, streams, damaged = {}, {}, [str(error)] if status.attempts else []
+        found.append(
+            RunSummary(
+                run_id=run.id,
+                state=status.state,
+                N=float(run.size.n_nonembedding if nonembedding else run.size.n_total),
+                D=float(run.size.d_tokens),
+                C=run.size.c_flops,
+                ranks=run.resources.ranks,
+                loss=summary.get("L_val") if status.state == "done" else None,
+                wall_s=summary.get("wall_s"),
+                held_out=run.held_out,
+                excluded=run.id in study.file.analysis.exclude,
+                cause=" ".join([status.cause, *damaged]).strip(),
+                curves={name: streams[name] for name in ("train_loss", "val_loss") if name in streams},
+            )
+        )
+    return found
+
+
+def observations(study: Study, runs: list[RunSummary]) -> Observations:
+    """Return the points to fit: finished runs, without hold-outs and exclusions. Raises DataError for none."""
+    fitted = [run for run in runs if run.loss is not None and not run.held_out and not run.excluded]
+    if not fitted:
+        raise DataError(f"{study.directory}: no run has finished, there is nothing to fit")
+    missing = [run.run_id for run in runs if run.loss is None and not run.held_out]
+    return Observations(
+        N=np.array([run.N for run in fitted]),
+        D=np.array([run.D for run in fitted]),
+        L=np.array([run.loss for run in fitted]),
+        labels=tuple(run.run_id for run in fitted),
+        source=str(study.directory),
+        size_convention=f"{study.file.analysis.size} parameters",
+        exclusions=tuple(f"{run.run_id}: excluded in the study file" for run in runs if run.excluded)
+        + tuple(f"{run_id}: not finished" for run_id in missing),
+    )
+
+
+def fit_data(data: Path, law: str, columns: str, drop_highest_loss: int, bootstrap: int, seed: int) -> FitResult:
+    """Fit a law to a table's rows, or to the finished runs of the study in a directory.
+
+    Raises:
+        DataError, NotConvergedError: as `analysis.fit`.
+    """
+    if data.is_dir():
+        study = read_study(data / "study.yaml", [f"runs_dir={data.parent}"])
+        points = observations(study, summaries(study))
+    else:
+        points = read_table(data, parse_columns(columns))
+    return fit(law, points.drop_highest_loss(drop_highest_loss), bootstrap=bootstrap, seed=seed)

@@ -1,0 +1,235 @@
+"""The configuration of a language-model run, and what follows from it by arithmetic alone. No torch here."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from workflows.config import Section
+from workflows.workflow import RunSize
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+FLOPS_CONVENTION = "counted: 3 x forward matmuls, output head and full (non-causal) attention scores included"
+BYTE_VOCABULARY = 256
+
+
+class ModelConfig(Section):
+    """A Llama-type decoder: RMSNorm, rotary positions, SwiGLU, grouped-query attention."""
+
+    arch: Literal["llama"] = "llama"
+    """Kind of block."""
+    width: Count = 64
+    """Model dimension."""
+    layers: Count = 2
+    """Blocks."""
+    head_width: Count = 16
+    """Width of one attention head; even, for the rotary pairs."""
+    kv_heads: Count | None = None
+    """Key and value heads, each shared by heads / kv_heads query heads; default: as many as heads."""
+    ffn_width: Count | None = None
+    """Inner width of SwiGLU; default: 8/3 of the width, rounded up to a multiple of 8."""
+    seq_len: Count = 128
+    """Tokens a sequence."""
+    vocab_size: Count = BYTE_VOCABULARY
+    """Rows of the embedding; the byte tokenizer needs 256."""
+    tied_head: bool = True
+    """Whether the output head shares the embedding's weights."""
+    rope_theta: Positive = 10_000.0
+    """Base of the rotary wavelengths."""
+    norm_eps: Positive = 1e-5
+    """Under the square root of RMSNorm."""
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.width // self.head_width
+
+    @property
+    def key_heads(self) -> int:
+        """Key and value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def ffn(self) -> int:
+        """Inner width of SwiGLU."""
+        return self.ffn_width or 8 * math.ceil(self.width / 3)
+
+    @model_validator(mode="after")
+    def _divides(self) -> ModelConfig:
+        if self.width % self.head_width:
+            raise ValueError(f"model.width={self.width} is no multiple of model.head_width={self.head_width}")
+        if self.head_width % 2:
+            raise ValueError(f"model.head_width={self.head_width} is odd; rotary positions need pairs")
+        if self.heads % self.key_heads:
+            raise ValueError(f"model.kv_heads={self.kv_heads} does not divide the {self.heads} heads")
+        return self
+
+    def block_matmul_parameters(self) -> int:
+        """Return the weights of one block that are multiplied with every token: q, k, v, o, gate, up, down."""
+        attention = self.width * self.head_width * (2 * self.heads + 2 * self.key_heads)
+        return attention + 3 * self.width * self.ffn
+
+    def parameters(self) -> tuple[int, int]:
+        """Return the number of parameters: (total, without embedding and head)."""
+        blocks = self.layers * (self.block_matmul_parameters() + 2 * self.width) + self.width
+        embedding = self.vocab_size * self.width * (1 if self.tied_head else 2)
+        return blocks + embedding, blocks
+
+    def flops_per_token(self) -> int:
+        """Return forward and backward FLOPs a token, a multiply-add counted as 2 (see FLOPS_CONVENTION)."""
+        matmuls = self.layers * self.block_matmul_parameters() + self.vocab_size * self.width
+        scores = self.layers * 2 * self.seq_len * self.width  # q k^T and its product with v
+        return 3 * 2 * (matmuls + scores)
+
+
+class DataConfig(Section):
+    """Text, cut into documents (files), read as bytes."""
+
+    source: str = "stdlib"
+    """`stdlib` for the sources of Python's standard library, else a file or a glob of files."""
+    tokenizer: Literal["byte"] = "byte"
+    """How text becomes tokens."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the documents that training never sees."""
+    seed: int = 0
+    """Of the order of training sequences."""
+
+
+class OptimizerConfig(Section):
+    """AdamW with a warm-up and a decay."""
+
+    lr: Positive = 1e-2
+    """Peak learning rate at model.width = 32; scaled by (32 / width) ** lr_width_power."""
+    lr_width_power: float = 0.5
+    """How fast the peak falls with the width; 0 = not at all."""
+    min_lr_ratio: Fraction = 0.1
+    """Last learning rate over the peak."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Shape of the decay: a half cosine, or constant and then straight down (warm-up, stable, decay)."""
+    warmup_fraction: Fraction = 0.05
+    """Share of the steps in which the learning rate rises from 0."""
+    decay_fraction: Fraction = 0.2
+    """Share of the steps in which `wsd` decays."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the second moment."""
+    eps: Positive = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled; for matrices only, never for norms."""
+    grad_clip: Positive = 1.0
+    """Largest global norm of a gradient."""
+
+
+class TrainConfig(Section):
+    """How long, how much at a time, and when to look."""
+
+    tokens: Count | None = None
+    """Length of training; exactly one of tokens, flops, steps."""
+    flops: Positive | None = None
+    """Length as training FLOPs, as counted."""
+    steps: Count | None = None
+    """Length in optimizer steps."""
+    global_batch: Count = 8
+    """Sequences a step over all ranks."""
+    microbatch: Count | None = None
+    """Sequences a rank handles at once; default: its whole share of the batch."""
+    evaluations: Count = 5
+    """Times the validation loss is taken, at equal distances in tokens, the last at the end."""
+    evaluation_sequences: Count = 256
+    """Sequences of each evaluation, always the same ones."""
+    log_every: Count = 10
+    """Steps between rows of the metrics."""
+    checkpoint_every: Count = 500
+    """Steps between checkpoints; the end of training is always one."""
+    seed: int = 0
+    """Of the initial weights."""
+    dtype: Literal["fp32", "fp64"] = "fp32"
+    """Of weights, gradients and moments."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        given = [name for name in ("tokens", "flops", "steps") if getattr(self, name) is not None]
+        if len(given) != 1:
+            held = ", ".join(given) or "none of them"
+            raise ValueError(f"train: give exactly one of tokens, flops, steps; it holds {held}")
+        return self
+
+
+class ParallelConfig(Section):
+    """How ranks share the work; never changes the result beyond rounding."""
+
+    backend: Literal["mpi4py", "gloo", "nccl"] = "mpi4py"
+    """Backend of torch.distributed."""
+    timeout_s: Positive = 600.0
+    """How long a rank waits for the others in one operation."""
+
+
+class LlmConfig(Section):
+    """One language-model run."""
+
+    model: ModelConfig = Field(default=ModelConfig())
+    """The network."""
+    data: DataConfig = Field(default=DataConfig())
+    """What it reads."""
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig())
+    """How it learns."""
+    train: TrainConfig
+    """How long."""
+    parallel: ParallelConfig = Field(default=ParallelConfig())
+    """On how many ranks, and over what."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> LlmConfig:
+        if self.model.vocab_size < BYTE_VOCABULARY:
+            raise ValueError(f"model.vocab_size={self.model.vocab_size}: the byte tokenizer needs {BYTE_VOCABULARY}")
+        micro = self.train.microbatch
+        if micro and self.train.global_batch % micro:
+            raise ValueError(f"train.microbatch={micro} does not divide train.global_batch={self.train.global_batch}")
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that all ranks together consume in one optimizer step."""
+        return self.train.global_batch * self.model.seq_len
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: the wanted length rounded up to whole steps."""
+        train = self.train
+        if train.steps:
+            return train.steps
+        tokens = train.tokens or (train.flops or 0) / self.model.flops_per_token()
+        return max(1, math.ceil(tokens / self.tokens_per_step))
+
+    @property
+    def peak_lr(self) -> float:
+        """The largest learning rate of the run."""
+        return self.optimizer.lr * (32 / self.model.width) ** self.optimizer.lr_width_power
+
+
+def mathematics(config: LlmConfig) -> dict[str, Any]:
+    """Return what decides the result of a run: everything but how the work is shared, watched and saved."""
+    held = config.model_dump(mode="json", exclude={"parallel": True, "train": {"microbatch", "log_every", "checkpoint_every"}})
+    length = {"steps": config.steps, "tokens": None, "flops": None}
+    return {**held, "train": {**held["train"], **length}}
+
+
+def size(config: LlmConfig) -> RunSize:
+    """Return what the run is and costs: parameters, tokens and FLOPs as counted, in whole steps."""
+    total, nonembedding = config.model.parameters()
+    tokens = config.steps * config.tokens_per_step
+    return RunSize(total, nonembedding, tokens, float(tokens * config.model.flops_per_token()), FLOPS_CONVENTION)
+
+
+def check_ranks(config: LlmConfig, ranks: int) -> None:
+    """Raise ValueError when the batch cannot be shared equally by so many ranks."""
+    batch, micro = config.train.global_batch, config.train.microbatch or 1
+    if batch % (ranks * micro):
+        raise ValueError(f"train.global_batch={batch} is no multiple of {ranks} ranks x microbatch {micro}")

@@ -1,0 +1,248 @@
+"""What each rank of a language-model run does. Started as `python -m mpi4py -m workflows.llm.program RUN_DIR`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from launch import bootstrap, checkpoint  # isort: skip  (MPI comes before torch)
+import numpy as np
+import torch
+
+from analysis.store.schema import StreamSpec
+from launch.metrics import Metrics
+from mpi_ops.data_parallel import all_reduce_mean
+from mpi_ops.process_group import destroy_process_group, init_process_group
+from slurm.strict_yaml import load
+from workflows.config import parse
+from workflows.errors import RefusedError
+from workflows.llm import optimizer
+from workflows.llm.config import LlmConfig, size
+from workflows.llm.data import Batches, TokenFile, prepare_tokens
+from workflows.llm.model import Transformer, loss
+
+STREAMS = (
+    StreamSpec("train_loss", "nat/token", "mean cross-entropy of the step's batch, before its update"),
+    StreamSpec("val_loss", "nat/token", "mean cross-entropy of the fixed validation sequences"),
+    StreamSpec("grad_norm", "1", "global norm of the gradient before clipping"),
+    StreamSpec("lr", "1", "learning rate of the step"),
+    StreamSpec("tokens_per_s", "token/s", "of all ranks together, since the row before"),
+)
+SUMMARY = ("N_total", "N_nonembedding", "D_tokens", "C_flops", "L_val", "wall_s")
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+Made = TypeVar("Made")
+
+
+class DivergedError(Exception):
+    """Training left the numbers: another attempt would do the same."""
+
+    exit_code = 1
+
+
+@dataclass(slots=True)
+class Training:
+    """Everything that a step changes, and what it needs."""
+
+    job: bootstrap.Job
+    config: LlmConfig
+    tokens_file: TokenFile
+    batches: Batches
+    model: Transformer
+    optimizer: optimizer.AdamW
+    metrics: Metrics
+    step: int = 0
+    """Steps done."""
+    wall_s: float = 0.0
+    """Time spent in steps, over all attempts that count."""
+    val_loss: float = float("nan")
+    logged_s: float = field(default_factory=time.monotonic)
+    logged_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens consumed by all ranks."""
+        return self.step * self.config.tokens_per_step
+
+
+def main() -> None:
+    """Run as one rank of the job that the command line names."""
+    with bootstrap.start() as job:
+        held = load(job.run.config)
+        config = parse(LlmConfig, held.data["config"], lambda at: f"{held.source}: {'.'.join(map(str, at))}")
+        init_process_group(job.comm, config.parallel.backend, config.parallel.timeout_s)
+        train(job, config, Path(held.data["cache_dir"]))
+        destroy_process_group(job.comm)
+
+
+def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path) -> None:
+    """Train from the last checkpoint, or from the start, to the end of the run.
+
+    Raises:
+        RefusedError: the checkpoint was made from another text.
+        DivergedError: the loss or the gradient is no longer a number.
+    """
+    tokens = _on_rank_0(job, lambda: prepare_tokens(config.data, cache_dir))
+    saved = _on_rank_0(job, lambda: checkpoint.load(job.run.checkpoints))
+    model = Transformer(config.model, config.train.seed, DTYPES[config.train.dtype])
+    adamw = optimizer.AdamW(model, config.optimizer)
+    batches = Batches(config, *tokens.read(), job.rank, job.world_size)
+    meta = _meta(job, config, tokens, saved.step if saved else 0)
+    attempt_file = job.run.attempt(job.attempt, "h5")
+    with Metrics(job.comm, attempt_file, meta=meta, streams=STREAMS, summary=SUMMARY) as metrics:
+        run = Training(job, config, tokens, batches, model, adamw, metrics)
+        if saved:
+            restore(run, saved)
+        if batches.passes > 1:
+            metrics.event("repeats", f"the text is read {batches.passes:.2f} times")
+        while run.step < config.steps:
+            advance(run)
+        n_total, n_nonembedding = config.model.parameters()
+        metrics.finish(
+            run.step,
+            N_total=n_total,
+            N_nonembedding=n_nonembedding,
+            D_tokens=run.tokens,
+            C_flops=size(config).c_flops,
+            L_val=run.val_loss,
+            wall_s=run.wall_s,
+        )
+
+
+def advance(run: Training) -> None:
+    """Do one step, and whatever is due after it: a row of metrics, an evaluation, a checkpoint."""
+    began_s = time.monotonic()
+    settings = run.config.train
+    train_loss, grad_norm, lr = step(run)
+    run.step += 1
+    run.job.step = run.step
+    last = run.step == run.config.steps
+    if last or run.step in evaluation_steps(run.config):
+        run.val_loss = evaluate(run)
+        run.metrics.record(run.step, run.tokens, val_loss=run.val_loss)
+    wall_s = time.monotonic() - began_s
+    run.wall_s += wall_s
+    run.metrics.step(run.step, wall_s)
+    if last or run.step % settings.log_every == 0:
+        now_s = time.monotonic()
+        speed = (run.tokens - run.logged_tokens) / (now_s - run.logged_s)
+        run.logged_tokens, run.logged_s = run.tokens, now_s
+        run.metrics.record(
+            run.step, run.tokens, train_loss=train_loss, grad_norm=grad_norm, lr=lr, tokens_per_s=speed
+        )
+    if last or run.step % settings.checkpoint_every == 0:
+        save(run)
+
+
+def step(run: Training) -> tuple[float, float, float]:
+    """Do one optimizer step over the global batch; return its mean loss, gradient norm and learning rate.
+
+    Cost: one all-reduce of all gradients and the loss.
+    """
+    config = run.config
+    tokens_BL, targets_BL = map(torch.from_numpy, run.batches.batch(run.step))
+    share = len(tokens_BL)
+    micro = config.train.microbatch or share
+    run.optimizer.zero_grad()
+    total = torch.zeros(1, dtype=DTYPES[config.train.dtype])
+    for start in range(0, share, micro):
+        part = slice(start, start + micro)
+        weighted = loss(run.model(tokens_BL[part]), targets_BL[part]) * (micro / share)
+        weighted.backward()
+        total += weighted.detach()
+    gradients = optimizer.gradients(run.model)
+    all_reduce_mean([*gradients, total])
+    grad_norm = optimizer.clip(gradients, config.optimizer.grad_clip)
+    if not math.isfinite(grad_norm):
+        raise DivergedError(
+            f"step {run.step + 1}: loss {total.item():.4g}, gradient norm {grad_norm}; lower optimizer.lr "
+            f"(the peak here is {config.peak_lr:.3g})"
+        )
+    lr = optimizer.learning_rate(run.step, config.steps, config.peak_lr, config.optimizer)
+    run.optimizer.step(lr)
+    return total.item(), grad_norm, lr
+
+
+@torch.no_grad()
+def evaluate(run: Training) -> float:
+    """Return the mean loss over the fixed validation sequences, the same on every rank.
+
+    Cost: one all-reduce of two numbers.
+    """
+    here = np.zeros(2)
+    for tokens_BL, targets_BL in run.batches.validation_batches():
+        mean = loss(run.model(torch.from_numpy(tokens_BL)), torch.from_numpy(targets_BL)).item()
+        here += (mean * tokens_BL.size, tokens_BL.size)
+    everywhere = np.empty_like(here)
+    run.job.comm.Allreduce(here, everywhere)
+    return float(everywhere[0] / everywhere[1])
+
+
+def evaluation_steps(config: LlmConfig) -> set[int]:
+    """Return the steps after which the validation loss is taken: equal distances, the last at the end."""
+    n = min(config.train.evaluations, config.steps)
+    return {round(config.steps * (i + 1) / n) for i in range(n)}
+
+
+def save(run: Training) -> None:
+    """Commit a checkpoint from rank 0: weights, moments, random state; the data's cursor is the step itself."""
+    if run.job.rank == 0:
+        arrays = optimizer.state_arrays(run.model, run.optimizer)
+        arrays["rng/torch"] = torch.get_rng_state().numpy()
+        meta = {"text_sha256": run.tokens_file.text_sha256, "val_loss": _json(run.val_loss), "wall_s": run.wall_s}
+        checkpoint.save(run.job.run.checkpoints, run.step, arrays, meta)
+
+
+def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
+    """Take the state back from a checkpoint, bit by bit. Raises RefusedError when the text is another one."""
+    if saved.meta["text_sha256"] != run.tokens_file.text_sha256:
+        raise RefusedError(
+            f"{run.job.run.path}: step {saved.step} was trained on a text with SHA-256 "
+            f"{saved.meta['text_sha256'][:12]}, data.source now holds {run.tokens_file.text_sha256[:12]}; "
+            "bring the text back, or remove this run's directory to start it anew"
+        )
+    optimizer.load_state_arrays(run.model, run.optimizer, saved.arrays)
+    torch.set_rng_state(torch.tensor(saved.arrays["rng/torch"]))
+    run.step, run.wall_s = saved.step, saved.meta["wall_s"]
+    run.val_loss = float("nan") if saved.meta["val_loss"] is None else saved.meta["val_loss"]
+    run.logged_tokens = run.tokens
+    run.job.step = run.step
+    for sentence in saved.skipped:
+        run.metrics.event("damaged", sentence, run.step)
+        print(f"rank {run.job.rank}: {sentence}; going on from step {saved.step}", file=sys.stderr)
+    run.metrics.event("restored", f"from step {saved.step}", run.step)
+
+
+def _meta(job: bootstrap.Job, config: LlmConfig, tokens: TokenFile, restore_step: int) -> dict[str, str | int]:
+    return {
+        "workflow": "llm",
+        "run_id": job.run.path.name,
+        "attempt": job.attempt,
+        "restore_step": restore_step,
+        "world_size": job.world_size,
+        "layout": json.dumps({"dp": job.world_size}),
+        "config": json.dumps(config.model_dump(mode="json")),
+        "flops_convention": size(config).flops_convention,
+        "text_sha256": tokens.text_sha256,
+        "torch": str(torch.__version__),
+    }
+
+
+def _on_rank_0(job: bootstrap.Job, make: Callable[[], Made]) -> Made:
+    """Return what rank 0 made, on every rank. Cost: one broadcast."""
+    return job.comm.bcast(make() if job.rank == 0 else None)
+
+
+def _json(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+if __name__ == "__main__":
+    main()

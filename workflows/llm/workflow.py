@@ -1,0 +1,28 @@
+"""What the language-model runs offer to studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workflows.llm.config import LlmConfig, check_ranks, mathematics, size
+from workflows.workflow import Workflow
+
+
+def prepare(config: LlmConfig, cache_dir: Path) -> str:
+    """Write the token file that the runs share, unless it is there, and say what it holds."""
+    from workflows.llm.data import prepare_tokens
+
+    return str(prepare_tokens(config.data, cache_dir))
+
+
+WORKFLOW = Workflow(
+    name="llm",
+    description="language-model training on MPI ranks",
+    config=LlmConfig,
+    program="workflows.llm.program",
+    mathematics=mathematics,
+    size=size,
+    check_ranks=check_ranks,
+    prepare=prepare,
+    isoflop_keys=(("train", "flops"), ("model", "width")),
+)
