@@ -13,7 +13,7 @@ _PUBLIC = {
     "fit": "analysis.fitting",
     "read_table": "analysis.table",
 }
-__all__ = ["FitResult", "Observations", "fit", "read_table"]  # noqa: F822  (found by __getattr__)
+__all__ = ["FitResult", "Observations", "fit", "read_table"]
 
 
 def __getattr__(name: str) -> Any:

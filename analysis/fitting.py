@@ -51,17 +51,21 @@ def fit(
     sample, failed = resample(problem, theta, n, delta, bootstrap, seed)
     residual, slopes = problem.residual(theta[None])
     natural = dict(zip(chosen.parameters, problem.natural(theta[None])[0].tolist(), strict=True))
-    unidentified = identify(chosen, sample, slopes[0])
+    at_bound = [name for name, held in zip(chosen.parameters, minima.at_bound[best], strict=True) if held]
+    unidentified = identify(chosen, sample, slopes[0], at_bound)
     return FitResult(
         law=law,
         params=natural,
-        stderr=dict(zip(chosen.parameters, sample.std(axis=0, ddof=1).tolist(), strict=True)) if bootstrap > 1 else {},
+        stderr=dict(zip(chosen.parameters, sample.std(axis=0, ddof=1).tolist(), strict=True))
+        if bootstrap > 1
+        else {},
         intervals=_intervals(chosen, sample),
         objective=objective,
         n_points=n,
         starts_tried=len(starts),
         starts_reached_best=int(reached.sum()),
         gradient_norm=gradient_norm,
+        active_bounds=at_bound,
         unidentified=unidentified,
         warnings=_warnings(observations, bootstrap, failed),
         exclusions=list(observations.exclusions),
@@ -73,8 +77,8 @@ def fit(
         data_sha256=observations.sha256,
         flops_convention=observations.flops_convention,
         size_convention=observations.size_convention,
-        range_N=(float(observations.N.min()), float(observations.N.max())),
-        range_D=(float(observations.D.min()), float(observations.D.max())),
+        n_range=(float(observations.N.min()), float(observations.N.max())),
+        d_range=(float(observations.D.min()), float(observations.D.max())),
         mean_loss=float(observations.L.mean()),
         residuals=(-residual[0]).tolist(),
         sample=sample,
@@ -86,7 +90,8 @@ def resample(
 ) -> tuple[Floats, int]:
     """Return the law's parameters for each bootstrap resample that converged, and how many did not."""
     weights = np.array(
-        [np.random.default_rng([seed, i]).multinomial(n, np.full(n, 1 / n)) for i in range(bootstrap)], dtype=float
+        [np.random.default_rng([seed, i]).multinomial(n, np.full(n, 1 / n)) for i in range(bootstrap)],
+        dtype=float,
     ).reshape(bootstrap, n)
     minima = minimise(problem, np.repeat(theta[None], bootstrap, axis=0), weights, delta)
     natural = problem.natural(minima.theta)
@@ -94,17 +99,19 @@ def resample(
     return natural[whole], int(bootstrap - whole.sum())
 
 
-def identify(law: Law, sample: Floats, slopes: Floats) -> dict[str, str]:
+def identify(law: Law, sample: Floats, slopes: Floats, at_bound: list[str]) -> dict[str, str]:
     """Return the parameters that the data do not determine, each with the reason.
 
-    A positive factor is undetermined when its interval spans more than a factor of ten, an exponent when its
-    interval reaches zero, and all are when the residuals' derivatives are linearly dependent.
+    Undetermined is one that stands at a bound, whose interval reaches zero or spans more than a factor of ten;
+    and all are when the residuals' derivatives are linearly dependent.
     """
     scaled = slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
     if np.linalg.cond(scaled) > 1e8:
         return dict.fromkeys(law.parameters, "the data are collinear: other values fit as well")
-    found = {}
+    found = dict.fromkeys(at_bound, "it stands at a bound of the fit: the data ask for less, or for more")
     for name, (low, high) in _intervals(law, sample).items():
+        if name in found:
+            continue
         if low <= 0:
             found[name] = f"its interval [{low:.3g}, {high:.3g}] reaches zero"
         elif high / low > WIDE:
@@ -128,5 +135,7 @@ def _warnings(observations: Observations, bootstrap: int, failed: int) -> list[s
         told.append(f"{bootstrap} bootstrap resamples are too few for 95 % intervals")
     correlation = np.corrcoef(np.log(observations.N), np.log(observations.D))[0, 1]
     if abs(correlation) > 0.95:
-        told.append(f"ln N and ln D are correlated ({correlation:.3f}): their exponents are hard to tell apart")
+        told.append(
+            f"ln N and ln D are correlated ({correlation:.3f}): their exponents are hard to tell apart"
+        )
     return told

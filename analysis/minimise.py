@@ -17,11 +17,14 @@ MAX_STEPS = 500
 
 @dataclass(frozen=True, slots=True)
 class Minima:
-    """Where each fit of the batch ended. The objective is the sum of Huber terms, the gradient that of its scaled form."""
+    """Where each fit of the batch ended. The objective is the sum of Huber terms."""
 
     theta: Floats
     objective: Floats
     gradient_norm: Floats
+    """Largest component of the scaled objective's gradient, without those that point out of the bounds."""
+    at_bound: NDArray[np.bool_]
+    """Which coordinates stand at a bound and are pushed against it, (B, P)."""
 
     @property
     def converged(self) -> NDArray[np.bool_]:
@@ -36,30 +39,41 @@ def minimise(problem: Problem, theta: Floats, weights: Floats, delta: float) -> 
     neither the number of points nor a factor before the sum can stop it early. Steps solve (H + damping I) s = -g
     with H's negative eigenvalues turned up; damping falls while steps succeed and grows when they do not.
     """
-    theta = theta.copy()
+    bounds = problem.bounds()
+    theta = np.clip(theta, *bounds)
     scale = 1 / (delta * weights.sum(axis=1))
     value, gradient, hessian = _objective(problem, theta, weights, delta, scale)
     damping = np.full(len(theta), 1e-3)
     for _ in range(MAX_STEPS):
-        active = np.flatnonzero((np.abs(gradient).max(axis=1) > CONVERGED * 1e-3) & (damping < 1e12))
+        pushed = _pushed(theta, gradient, bounds)
+        slope = np.abs(np.where(pushed, 0, gradient)).max(axis=1)
+        active = np.flatnonzero((slope > CONVERGED * 1e-3) & (damping < 1e12))
         if not len(active):
             break
-        step = _step(gradient[active], hessian[active], damping[active])
-        tried = theta[active] + step
+        step = _step(gradient[active], hessian[active], pushed[active], damping[active])
+        tried = np.clip(theta[active] + step, *bounds)
         new = _objective(problem, tried, weights[active], delta, scale[active])
         better = new[0] < value[active]
         damping[active] = np.where(better, damping[active] / 5, damping[active] * 4)
         taken = active[better]
         theta[taken] = tried[better]
         value[taken], gradient[taken], hessian[taken] = (part[better] for part in new)
-    return Minima(theta, value / scale, np.abs(gradient).max(axis=1))
+    pushed = _pushed(theta, gradient, bounds)
+    slope = np.abs(np.where(pushed, 0, gradient)).max(axis=1)
+    return Minima(theta, value / scale, slope, pushed)
+
+
+def _pushed(theta: Floats, gradient: Floats, bounds: tuple[Floats, Floats]) -> NDArray[np.bool_]:
+    """Return which coordinates are at a bound that the objective falls beyond."""
+    lower, upper = bounds
+    return ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
 
 
 def _objective(
     problem: Problem, theta: Floats, weights: Floats, delta: float, scale: Floats
 ) -> tuple[Floats, Floats, Floats]:
     """Return scaled value (B,), gradient (B, P) and Hessian (B, P, P)."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         residual, slopes = problem.residual(theta)
         size = np.abs(residual)
         terms = np.where(size <= delta, residual**2 / 2, delta * (size - delta / 2))
@@ -72,7 +86,11 @@ def _objective(
     return np.where(np.isfinite(value), value, np.inf), gradient, hessian
 
 
-def _step(gradient: Floats, hessian: Floats, damping: Floats) -> Floats:
+def _step(gradient: Floats, hessian: Floats, pushed: NDArray[np.bool_], damping: Floats) -> Floats:
+    """Return the damped Newton step in the coordinates that are free to move."""
+    free = ~pushed
+    gradient = gradient * free
+    hessian = hessian * (free[:, :, None] & free[:, None, :])
     values, vectors = np.linalg.eigh(hessian)
     curvature = np.abs(values) + damping[:, None]
     along = np.einsum("bji,bj->bi", vectors, gradient)

@@ -40,6 +40,8 @@ class FitResult:
     starts_reached_best: int
     gradient_norm: float
     """Largest component of the gradient of the objective divided by n delta."""
+    active_bounds: list[str]
+    """Parameters that stand at a bound of the fit."""
     unidentified: dict[str, str]
     """Parameters that the data do not determine, and why."""
     warnings: list[str]
@@ -52,8 +54,8 @@ class FitResult:
     data_sha256: str
     flops_convention: str
     size_convention: str
-    range_N: tuple[float, float]
-    range_D: tuple[float, float]
+    n_range: tuple[float, float]
+    d_range: tuple[float, float]
     mean_loss: float
     """Mean of the fitted losses: what a predictor that knows nothing of N and D would say."""
     residuals: list[float]
@@ -80,32 +82,38 @@ class FitResult:
         return float(low), float(high)
 
     def compute_optimal(self, flops: float) -> dict[str, Any]:
-        """Return N, D, L of the best run of `flops` (C = 6 N D) and the 95 % interval of each."""
+        """Return N, D, L of the best run of `flops` (C = 6 N D) and the 95 % interval of each; NaN where undefined."""
         law = laws.get(self.law)
         best = law.compute_optimal({name: np.asarray(value) for name, value in self.params.items()}, flops)
         found: dict[str, Any] = {"C": flops, **{name: float(value) for name, value in best.items()}}
         if len(self.sample) > 1:
             spread = law.compute_optimal(self._sampled(), flops)
             found["intervals"] = {
-                name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in spread.items()
+                name: np.nanpercentile(values, [2.5, 97.5]).tolist()
+                for name, values in spread.items()
+                if np.isfinite(values).any()
             }
         return found
 
     def far(self, N: float, D: float) -> str:
         """Return a sentence when (N, D) lies far outside the fitted range, else nothing."""
-        beyond = max(N / self.range_N[1], self.range_N[0] / N, D / self.range_D[1], self.range_D[0] / D)
+        beyond = max(N / self.n_range[1], self.n_range[0] / N, D / self.d_range[1], self.d_range[0] / D)
         return f"{beyond:.0f} times beyond the fitted range" if beyond > FAR else ""
 
     def budgets(self) -> list[float]:
         """Return powers of ten of compute from the smallest fitted run to a hundred times the largest."""
-        low = np.floor(np.log10(6 * self.range_N[0] * self.range_D[0]))
-        high = np.ceil(np.log10(6 * self.range_N[1] * self.range_D[1])) + 2
+        low = np.floor(np.log10(6 * self.n_range[0] * self.d_range[0]))
+        high = np.ceil(np.log10(6 * self.n_range[1] * self.d_range[1])) + 2
         return [float(10**power) for power in np.arange(low, high + 1)]
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the bootstrap sample as JSON-able data, with the optimum of a few budgets."""
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sample"}
-        return {"schema": SCHEMA, **held, "compute_optimal": [self.compute_optimal(c) for c in self.budgets()]}
+        return {
+            "schema": SCHEMA,
+            **held,
+            "compute_optimal": [self.compute_optimal(c) for c in self.budgets()],
+        }
 
     def write(self, directory: Path) -> None:
         """Write `fit.json` and `fit.h5` (which holds the bootstrap sample too), each whole or not at all.
@@ -136,4 +144,9 @@ class FitResult:
 
 def _provenance() -> dict[str, Any]:
     versions = {"numpy": np.__version__, "scipy": scipy.__version__, "h5py": h5py.__version__}
-    return {"time_s": time.time(), "argv": sys.argv, "python": platform.python_version(), "versions": versions}
+    return {
+        "time_s": time.time(),
+        "argv": sys.argv,
+        "python": platform.python_version(),
+        "versions": versions,
+    }

@@ -40,7 +40,9 @@ class Observations:
         for label, *values in zip(self.labels, self.N, self.D, self.L, strict=True):
             for name, value in zip("NDL", values, strict=True):
                 if not math.isfinite(value) or value <= 0:
-                    raise DataError(f"{self.source}: {label}: {name} is {value}, a logarithm needs a positive number")
+                    raise DataError(
+                        f"{self.source}: {label}: {name} is {value}, a logarithm needs a positive number"
+                    )
 
     def __len__(self) -> int:
         return len(self.L)
@@ -53,7 +55,9 @@ class Observations:
     def drop_highest_loss(self, count: int) -> Observations:
         """Return these without the `count` highest losses; each exclusion is kept as a sentence."""
         worst = np.argsort(-self.L, kind="stable")[:count]
-        gone = tuple(f"{self.labels[i]}: L = {self.L[i]:.6g}, among the {count} highest" for i in sorted(worst))
+        gone = tuple(
+            f"{self.labels[i]}: L = {self.L[i]:.6g}, among the {count} highest" for i in sorted(worst)
+        )
         keep = np.setdiff1d(np.arange(len(self)), worst)
         return replace(
             self,

@@ -107,9 +107,9 @@ class RunDir:
         return "running" if self.is_alive() else "interrupted"
 
     def is_alive(self) -> bool:
-        """Return whether the last attempt is at work: its rank 0 holds the run's lock, its mpiexec that of its output."""
+        """Return whether the last attempt is at work: rank 0 holds the run's lock, mpiexec that of its output."""
         attempts = self.attempts()
-        return is_locked(self.lock) or bool(attempts) and is_locked(self.attempt(attempts[-1], "out"))
+        return is_locked(self.lock) or (bool(attempts) and is_locked(self.attempt(attempts[-1], "out")))
 
 
 def make_private(path: Path) -> Path:

@@ -9,9 +9,10 @@ import numpy as np
 
 from analysis.errors import AnalysisError, DataError, StoreError
 from analysis.fitting import fit
-from analysis.report import RunSummary, write_report
+from analysis.report import write_report
 from analysis.result import FitResult
 from analysis.store import read_run
+from analysis.summary import RunSummary
 from analysis.table import Observations, parse_columns, read_table
 from workflows.progress import study_status
 from workflows.study import Study, read_study
@@ -96,7 +97,9 @@ def observations(study: Study, runs: list[RunSummary]) -> Observations:
     )
 
 
-def fit_data(data: Path, law: str, columns: str, drop_highest_loss: int, bootstrap: int, seed: int) -> FitResult:
+def fit_data(
+    data: Path, law: str, columns: str, drop_highest_loss: int, bootstrap: int, seed: int
+) -> FitResult:
     """Fit a law to a table's rows, or to the finished runs of the study in a directory.
 
     Raises:

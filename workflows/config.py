@@ -43,7 +43,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
     Raises:
         ConfigError: an override without `=`, with an unreadable value, or through something that has no keys.
     """
-    changed = json.loads(json.dumps(data))
+    changed: dict[str, Any] = json.loads(json.dumps(data))
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:

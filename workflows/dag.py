@@ -168,7 +168,7 @@ def _signals_set(stop: threading.Event) -> Iterator[None]:
 
     def ask(number: int, _frame: object) -> None:
         stop.set()
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

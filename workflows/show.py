@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from workflows.progress import RunStatus, one_line, study_status
 from workflows.study import Study
 
 if TYPE_CHECKING:
-    from analysis.fitting import FitResult
+    from analysis.result import FitResult
     from workflows.conclude import Fitted
     from workflows.dag import StudyResult
 
@@ -204,17 +203,79 @@ def _render(made: Table) -> str:
 
 
 def fit_text(fit: FitResult) -> str:
-    """Return coefficients, intervals and every warning as text."""
-    from analysis.report import coefficient_rows
+    """Return coefficients with intervals, then every remark, as text."""
+    from analysis.summary import COEFFICIENT_COLUMNS, coefficient_rows, remarks
 
-    said = [*(f"warning: {w}" for w in fit.warnings), *(f"left out: {e}" for e in fit.exclusions)]
-    converged = (
-        f"{fit.n_points} points, objective {fit.objective:.9g}, scaled gradient {fit.gradient_norm:.1e}, "
-        f"{fit.starts_reached_best} of {fit.starts_tried} starts ended there; {fit.flops_convention}, N {fit.size_convention}"
-    )
-    columns = ("parameter", "value", "std. error", "95 % interval", "remark")
-    return "\n".join([table(columns, coefficient_rows(fit)), converged, *said])
+    return "\n".join([table(COEFFICIENT_COLUMNS, coefficient_rows(fit)), *remarks(fit)])
+
+
+def fitted_text(fitted: Fitted, report: Path) -> str:
+    """Return the runs, the law and the hold-outs held against it as text, and where the report is."""
+    from analysis.summary import HOLD_OUT_COLUMNS, RUN_COLUMNS, hold_out_rows, run_rows
+
+    parts = [table(RUN_COLUMNS, run_rows(fitted.runs))]
+    if fitted.fit:
+        parts.append(fit_text(fitted.fit))
+        held = hold_out_rows(fitted.fit, fitted.runs)
+        if held:
+            parts.append(table(HOLD_OUT_COLUMNS, held))
+    else:
+        parts.append(f"no fit: {fitted.problem}")
+    return "\n\n".join([*parts, f"report: {report}"])
+
+
+def fitted_data(fitted: Fitted, report: Path) -> dict[str, Any]:
+    """Return the same as JSON-able data, without the curves."""
+    fit = fitted.fit
+    return {
+        "runs": [{k: v for k, v in asdict(run).items() if k != "curves"} for run in fitted.runs],
+        "fit": fit.to_json() if fit else None,
+        "problem": fitted.problem,
+        "holdout": [
+            {
+                "id": run.run_id,
+                "predicted": fit.predict(run.N, run.D),
+                "interval": fit.interval(run.N, run.D),
+                "measured": run.loss,
+                "error": fit.predict(run.N, run.D) / run.loss - 1,
+                "constant_error": fit.mean_loss / run.loss - 1,
+            }
+            for run in fitted.runs
+            if fit and run.held_out and run.loss
+        ],
+        "report": str(report),
+    }
 
 
 def result_text(study: Study, result: StudyResult) -> str:
-    return str(result)[:1500]
+    """Return what came of a study as text: the runs, the law, the hold-outs, and each failure with its log."""
+    if result.fitted is None or result.report is None:
+        return (
+            status_text(study_status(study))
+            + "\n\ninterrupted; the same command goes on with what is missing"
+        )
+    failures = [
+        f"{failure.run_id} failed with code {failure.record.code}"
+        + (f" on rank {failure.record.rank}" if failure.record.rank >= 0 else "")
+        + f": {failure.record.cause}; see {failure.log}"
+        for failure in result.failures
+    ]
+    return "\n".join(
+        [fitted_text(result.fitted, result.report), *failures, f"took {duration(result.wall_s)}"]
+    )
+
+
+def result_data(study: Study, result: StudyResult) -> dict[str, Any]:
+    """Return what came of a study as JSON-able data."""
+    failures = [
+        {"id": failure.run_id, **asdict(failure.record), "log": str(failure.log)}
+        for failure in result.failures
+    ]
+    concluded = fitted_data(result.fitted, result.report) if result.fitted and result.report else {}
+    return {
+        "study": study.file.name,
+        "interrupted": result.interrupted,
+        "wall_s": result.wall_s,
+        "failures": failures,
+        **concluded,
+    }

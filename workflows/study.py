@@ -173,12 +173,8 @@ def _expand(document: Document, file: StudyFile, workflow: Workflow) -> list[Run
     """Return every run: the product of the sweep's factors, then the hold-outs."""
     factors: list[list[list[_Setting]]] = []
     if file.sweep.isoflop:
-        for key, values, target in zip(
-            ("flops", "widths"),
-            (file.sweep.isoflop.flops, file.sweep.isoflop.widths),
-            workflow.isoflop_keys,
-            strict=True,
-        ):
+        isoflop: dict[str, list[Any]] = file.sweep.isoflop.model_dump()
+        for (key, values), target in zip(isoflop.items(), workflow.isoflop_keys, strict=True):
             factors.append(
                 [[_Setting(target, v, ("sweep", "isoflop", key, i))] for i, v in enumerate(values)]
             )

@@ -23,6 +23,9 @@ class Problem(Protocol):
     def starts(self) -> Floats:
         """Return starting points, the most promising first, (K, P)."""
 
+    def bounds(self) -> tuple[Floats, Floats]:
+        """Return the lowest and highest value of each coordinate, (P,) each."""
+
     def residual(self, theta: Floats) -> tuple[Floats, Floats]:
         """Return ln(predicted) - ln(observed), (B, n), and its derivative by the coordinates, (B, n, P)."""
 

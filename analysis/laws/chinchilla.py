@@ -1,8 +1,10 @@
 """L(N, D) = E + A N^-alpha + B D^-beta (Hoffmann et al. 2022, eq. 2), fitted as in its approach 3.
 
-The coordinates are (a, b, e, alpha, beta) with a = ln A - alpha mean(ln N), b = ln B - beta mean(ln D), e = ln E:
-ln L = LSE(a - alpha x, b - beta y, e) with x and y the centred logs. Centring takes the units out of the problem
-and most of the correlation between a and alpha, so one and the same fit is found in any units.
+The coordinates are (A exp(-alpha mean ln N), B exp(-beta mean ln D), E, alpha, beta), the first three over the mean
+loss. Centring the logs takes the units out of the problem and most of the correlation between a factor and its
+exponent. The factors stay linear, so that the long straight valleys of data that say little (E against A while
+alpha is small) are straight in the coordinates too, and a term that vanishes stands at its bound of zero instead of
+running to minus infinity as its logarithm would.
 """
 
 from __future__ import annotations
@@ -28,61 +30,65 @@ N_STARTS = 16
 @dataclass(frozen=True, slots=True)
 class _Problem:
     x: Floats
+    """ln N less its mean."""
     y: Floats
-    log_loss: Floats
+    """ln D less its mean."""
+    loss: Floats
+    """In units of the mean loss."""
     shift: tuple[float, float]
+    unit: float
 
     def starts(self) -> Floats:
-        """For fixed exponents the law is linear in (A, B, E) >= 0: solve that on a grid and keep the best."""
-        loss = np.exp(self.log_loss)
+        """For fixed exponents the law is linear in its factors, all >= 0: solve that on a grid and keep the best."""
         found = []
         for alpha in GRID:
             for beta in GRID:
-                terms = np.stack([np.exp(-alpha * self.x), np.exp(-beta * self.y), np.ones_like(self.x)], axis=1)
-                factors, error = nnls(terms / loss[:, None], np.ones_like(loss))
-                # A factor of zero has no logarithm; a small one can still grow.
-                a, b, e = np.log(np.maximum(factors, 1e-3 * loss.min()))
-                found.append((error, (a, b, e, alpha, beta)))
+                terms = np.stack(
+                    [np.exp(-alpha * self.x), np.exp(-beta * self.y), np.ones_like(self.x)], axis=1
+                )
+                factors, error = nnls(terms / self.loss[:, None], np.ones_like(self.loss))
+                found.append((error, (*factors, alpha, beta)))
         found.sort(key=lambda start: start[0])
         return np.array([theta for _, theta in found[:N_STARTS]])
 
-    def _shares(self, theta: Floats) -> tuple[Floats, Floats]:
-        """Return the predicted log loss, (B, n), and the share of each of the three terms in it, (B, n, 3)."""
-        a, b, e, alpha, beta = (theta[:, i, None] for i in range(5))
-        terms = np.stack(np.broadcast_arrays(a - alpha * self.x, b - beta * self.y, e), axis=-1)
-        top = terms.max(axis=-1, keepdims=True)
-        shares = np.exp(terms - top)
-        total = shares.sum(axis=-1, keepdims=True)
-        return (top + np.log(total))[..., 0], shares / total
+    def bounds(self) -> tuple[Floats, Floats]:
+        """Factors from 0 to 10 times the highest loss, E to the lowest and a tenth; exponents in [0.001, 5]."""
+        high = 10 * self.loss.max()
+        return np.array([0, 0, 0, 1e-3, 1e-3]), np.array([high, high, 1.1 * self.loss.min(), 5.0, 5.0])
 
-    def _slopes(self, shares: Floats) -> Floats:
-        share_a, share_b, share_e = np.moveaxis(shares, -1, 0)
-        return np.stack([share_a, share_b, share_e, -share_a * self.x, -share_b * self.y], axis=-1)
+    def _powers(self, theta: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return N^-alpha and D^-beta in centred units and the predicted loss, (B, n) each."""
+        A, B, E, alpha, beta = (theta[:, i, None] for i in range(5))
+        by_n, by_d = np.exp(-alpha * self.x), np.exp(-beta * self.y)
+        return by_n, by_d, A * by_n + B * by_d + E
 
     def residual(self, theta: Floats) -> tuple[Floats, Floats]:
-        log_predicted, shares = self._shares(theta)
-        return log_predicted - self.log_loss, self._slopes(shares)
+        by_n, by_d, predicted = self._powers(theta)
+        A, B = theta[:, 0, None], theta[:, 1, None]
+        slopes = np.stack(
+            [by_n, by_d, np.ones_like(predicted), -A * by_n * self.x, -B * by_d * self.y], axis=-1
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.log(predicted / self.loss), slopes / predicted[..., None]
 
     def curvature(self, theta: Floats, weight: Floats) -> Floats:
-        """The Hessian of a log-sum-exp of linear terms phi_k is sum_k share_k phi_k phi_k' - slope slope'."""
-        _, shares = self._shares(theta)
-        slopes = self._slopes(shares)
+        """The Hessian of ln P is that of P over P, less slope slope'."""
+        by_n, by_d, predicted = self._powers(theta)
+        _, slopes = self.residual(theta)
         hessian = -np.einsum("bn,bni,bnj->bij", weight, slopes, slopes, optimize=True)
-        for term, (own, exponent, along) in enumerate(((0, 3, self.x), (1, 4, self.y))):
-            part = weight * shares[..., term]
-            hessian[:, own, own] += part.sum(axis=1)
+        for factor, exponent, power, along in ((0, 3, by_n, self.x), (1, 4, by_d, self.y)):
+            part = weight * power / predicted
             cross = -(part * along).sum(axis=1)
-            hessian[:, own, exponent] += cross
-            hessian[:, exponent, own] += cross
-            hessian[:, exponent, exponent] += (part * along**2).sum(axis=1)
-        hessian[:, 2, 2] += (weight * shares[..., 2]).sum(axis=1)
+            hessian[:, factor, exponent] += cross
+            hessian[:, exponent, factor] += cross
+            hessian[:, exponent, exponent] += theta[:, factor] * (part * along**2).sum(axis=1)
         return np.asarray(hessian)
 
     def natural(self, theta: Floats) -> Floats:
-        a, b, e, alpha, beta = theta.T
+        A, B, E, alpha, beta = theta.T
         with np.errstate(over="ignore"):
-            A, B = np.exp(a + alpha * self.shift[0]), np.exp(b + beta * self.shift[1])
-        return np.stack([A, B, np.exp(e), alpha, beta], axis=1)
+            A, B = A * np.exp(alpha * self.shift[0]), B * np.exp(beta * self.shift[1])
+        return np.stack([A * self.unit, B * self.unit, E * self.unit, alpha, beta], axis=1)
 
 
 class Chinchilla:
@@ -102,7 +108,8 @@ class Chinchilla:
             )
         log_n, log_d = np.log(observations.N), np.log(observations.D)
         shift = float(log_n.mean()), float(log_d.mean())
-        return _Problem(log_n - shift[0], log_d - shift[1], np.log(observations.L), shift)
+        unit = float(observations.L.mean())
+        return _Problem(log_n - shift[0], log_d - shift[1], observations.L / unit, shift, unit)
 
     def predict(self, parameters: Mapping[str, Floats], N: Floats, D: Floats) -> Floats:
         """Return E + A N^-alpha + B D^-beta."""
@@ -110,12 +117,16 @@ class Chinchilla:
         return np.asarray(p["E"] + p["A"] * N ** -p["alpha"] + p["B"] * D ** -p["beta"])
 
     def compute_optimal(self, parameters: Mapping[str, Floats], flops: float) -> dict[str, Floats]:
-        """Return N = G (C/6)^(beta/(alpha+beta)), D = (C/6) / N and their loss, for C = 6 N D (eq. 4)."""
+        """Return N = G (C/6)^(beta/(alpha+beta)), D = (C/6) / N and their loss, for C = 6 N D (eq. 4).
+
+        Not a number where A or B is zero: then there is no trade between size and tokens.
+        """
         A, B, alpha, beta = (parameters[name] for name in ("A", "B", "alpha", "beta"))
-        G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
-        N = G * (flops / 6) ** (beta / (alpha + beta))
-        D = flops / 6 / N
-        return {"N": N, "D": D, "L": self.predict(parameters, N, D)}
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            G = np.where((A > 0) & (B > 0), (alpha * A / (beta * B)) ** (1 / (alpha + beta)), np.nan)
+            N = G * (flops / 6) ** (beta / (alpha + beta))
+            D = flops / 6 / N
+            return {"N": N, "D": D, "L": self.predict(parameters, N, D)}
 
 
 LAW = Chinchilla()

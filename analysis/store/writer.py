@@ -19,7 +19,8 @@ from analysis.store.schema import EVENT, ROW, SCHEMA, DistSpec, StreamSpec
 
 FLUSH_EVERY_S = 2.0
 FLUSH_ROWS = 256
-CHUNK_ROWS = 256
+CHUNK_BYTES = 8192
+"""Small, since a scaling study writes many short files."""
 
 
 class MetricsWriter:
@@ -63,7 +64,14 @@ class MetricsWriter:
         self._add("events", row)
 
     def distribution(
-        self, dist: str, *, step: int, low: float, high: float, slowest: NDArray[np.int32], counts: NDArray[np.int64]
+        self,
+        dist: str,
+        *,
+        step: int,
+        low: float,
+        high: float,
+        slowest: NDArray[np.int32],
+        counts: NDArray[np.int64],
     ) -> None:
         """Add one row of a distribution over ranks."""
         self._add(f"dist/{dist}", (step, low, high, slowest, counts))
@@ -110,7 +118,9 @@ class MetricsWriter:
         tables += [(f"dist/{d.name}", d.row, {"unit": d.unit, "low": d.low, "high": d.high}) for d in dists]
         tables.append(("events", EVENT, {}))
         for name, row, attributes in tables:
-            table = self._file.create_dataset(name, (0,), row, maxshape=(None,), chunks=(CHUNK_ROWS,))
+            table = self._file.create_dataset(
+                name, (0,), row, maxshape=(None,), chunks=(max(1, CHUNK_BYTES // row.itemsize),)
+            )
             table.attrs.update(attributes)
         fields = np.dtype([(name, "<f8") for name in summary])
         if summary:

@@ -1,0 +1,178 @@
+"""The plots of a report, each a matplotlib figure made without global state; colour always stands for N."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from analysis.result import FitResult
+from analysis.summary import RunSummary
+
+Colour = tuple[float, float, float, float]
+Style = dict[str, Any]
+HOLD_OUT = "#d1495b"
+BAND = 0.18
+
+
+def loss_curves(runs: Sequence[RunSummary]) -> Figure | None:
+    """Return training and validation loss against tokens and against FLOPs; None when no run has a curve."""
+    shown = [run for run in runs if "val_loss" in run.curves and len(run.curves["val_loss"])]
+    if not shown:
+        return None
+    colour = _by_size(runs)
+    figure, axes = _figure(2)
+    for axis, unit in zip(axes, ("tokens", "FLOPs"), strict=True):
+        for run in shown:
+            train, val = run.curves.get("train_loss"), run.curves["val_loss"]
+            style: Style = {"color": HOLD_OUT if run.held_out else colour(run.N)}
+            scale = run.C / run.D if unit == "FLOPs" else 1.0
+            if train is not None:
+                axis.plot(train["tokens"] * scale, train["value"], lw=0.7, alpha=0.35, **style)
+            axis.plot(val["tokens"] * scale, val["value"], "o-", ms=3, lw=1.4, **style)
+        axis.set(xscale="log", xlabel=f"training {unit}", ylabel="loss, nat/token")
+        highest = max(float(np.max(run.curves["val_loss"]["value"])) for run in shown)
+        axis.set_ylim(top=highest * 1.03)
+    _legend(axes[0], shown, colour)
+    axes[1].set_title("thin: training, dots: validation", fontsize=9, loc="right")
+    return figure
+
+
+def law(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
+    """Return the measured losses over tokens with the law's curve for each size."""
+    colour, done = _by_size(runs), _done(runs)
+    figure, (axis,) = _figure(1)
+    D = np.geomspace(min(run.D for run in done) / 1.5, max(run.D for run in done) * 1.5, 100)
+    for size in sorted({run.N for run in done}):
+        axis.plot(D, [fit.predict(size, d) for d in D], lw=1.2, color=colour(size))
+    for run in done:
+        if not run.held_out:
+            axis.plot(run.D, run.measured, "o", ms=6, mec="white", color=colour(run.N))
+        else:
+            interval = fit.interval(run.N, run.D)
+            if interval:
+                axis.plot([run.D, run.D], interval, lw=3, alpha=0.4, color=HOLD_OUT)
+            axis.plot(run.D, run.measured, "*", ms=14, mec="white", color=HOLD_OUT)
+    axis.set(xscale="log", xlabel="training tokens D", ylabel="final loss, nat/token")
+    _legend(axis, done, colour)
+    return figure
+
+
+def residuals(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
+    """Return measured over predicted loss, in percent, against compute."""
+    colour, done = _by_size(runs), _done(runs)
+    figure, (axis,) = _figure(1, height=3.0)
+    axis.axhline(0, lw=0.8, color="grey")
+    for run in done:
+        off = 100 * ((run.measured) / fit.predict(run.N, run.D) - 1)
+        mark: Style = (
+            {"marker": "*", "ms": 14, "color": HOLD_OUT}
+            if run.held_out
+            else {"marker": "o", "color": colour(run.N)}
+        )
+        axis.plot(run.C, off, mec="white", ls="", **mark)
+    axis.set(xscale="log", xlabel="training FLOPs, as counted", ylabel="measured / predicted - 1, %")
+    _legend(axis, done, colour)
+    return figure
+
+
+def frontier(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
+    """Return the compute-optimal size over compute with its 95 % band, and the runs (C = 6 N D for all)."""
+    colour, done = _by_size(runs), _done(runs)
+    figure, axes = _figure(2)
+    compute = [6 * run.N * run.D for run in done]
+    budgets = np.geomspace(min(compute) / 2, max(compute) * 10, 60)
+    optima = [fit.compute_optimal(float(c)) for c in budgets]
+    for axis, name, label in ((axes[0], "N", "parameters N"), (axes[1], "L", "loss, nat/token")):
+        axis.plot(budgets, [best[name] for best in optima], lw=1.6, color="black", label="compute-optimal")
+        if "intervals" in optima[0]:
+            low, high = np.array([best["intervals"][name] for best in optima]).T
+            axis.fill_between(budgets, low, high, alpha=BAND, color="black", lw=0, label="95 % interval")
+        for run, c in zip(done, compute, strict=True):
+            mark: Style = {"marker": "*", "ms": 14} if run.held_out else {"marker": "o"}
+            value = run.N if name == "N" else run.measured
+            axis.plot(c, value, ls="", mec="white", color=HOLD_OUT if run.held_out else colour(run.N), **mark)
+        axis.set(xscale="log", xlabel="training FLOPs, 6 N D", ylabel=f"{label}")
+    axes[0].set_yscale("log")
+    shown = [run.N for run in done]
+    axes[0].set_ylim(min(shown) / 5, max(shown) * 5)
+    losses = [run.measured for run in done]
+    axes[1].set_ylim(min(losses) * 0.85, max(losses) * 1.1)
+    axes[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def hold_outs(fit: FitResult, runs: Sequence[RunSummary]) -> Figure | None:
+    """Return each held-out run's measured loss beside the prediction and what a constant would have said."""
+    held = [run for run in _done(runs) if run.held_out]
+    if not held:
+        return None
+    figure, (axis,) = _figure(1, height=1.4 + 0.6 * len(held))
+    for row, run in enumerate(held):
+        interval = fit.interval(run.N, run.D)
+        if interval:
+            axis.plot(interval, [row, row], lw=9, alpha=0.25, color="black", solid_capstyle="butt")
+        axis.plot(fit.predict(run.N, run.D), row, "|", ms=20, mew=2, color="black")
+        axis.plot(run.measured, row, "*", ms=14, mec="white", color=HOLD_OUT)
+        axis.plot(fit.mean_loss, row, "x", ms=8, mew=2, color="grey")
+    axis.set_yticks(range(len(held)), [run.run_id for run in held], fontsize=9)
+    axis.set(ylim=(-0.7, len(held) - 0.3), xlabel="loss, nat/token")
+    axis.set_title(
+        "bar: predicted, 95 %   star: measured   cross: mean of the fitted runs", fontsize=9, loc="right"
+    )
+    return figure
+
+
+def _figure(columns: int, height: float = 4.2) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(9.5, height), layout="constrained")
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axis in axes:
+        axis.grid(alpha=0.25, lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def finish(figure: Figure) -> Figure:
+    """Return the figure with plain labels on log axes that span little, where matplotlib writes none."""
+    for axis in figure.axes:
+        for name in ("x", "y"):
+            side = getattr(axis, f"{name}axis")
+            low, high = sorted(side.get_view_interval())
+            if getattr(axis, f"get_{name}scale")() == "log" and high / low < 100:
+                side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                side.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+                side.set_minor_formatter(NullFormatter())
+    return figure
+
+
+def short(value: float) -> str:
+    """Return a count as a person writes it: 67.8k, 6.94M, 3.84e12."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if limit <= value < limit * 1e3:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}".replace("e+", "e")
+
+
+def _by_size(runs: Sequence[RunSummary]) -> Callable[[float], Colour]:
+    """Return the colour of a size: by rank among all sizes, so that close sizes stay apart."""
+    sizes = sorted({run.N for run in runs})
+    shades = colormaps["viridis"](np.linspace(0.05, 0.85, max(2, len(sizes))))
+    return lambda size: tuple(shades[sizes.index(size)])
+
+
+def _legend(axis: Axes, runs: Sequence[RunSummary], colour: Callable[[float], Colour]) -> None:
+    """Add one entry for each size, and one for the hold-outs when there are some."""
+    for size in sorted({run.N for run in runs}):
+        axis.plot([], [], "o", color=colour(size), label=f"N = {short(size)}")
+    if any(run.held_out for run in runs):
+        axis.plot([], [], "*", ms=11, color=HOLD_OUT, label="held out")
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _done(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    return [run for run in runs if run.loss is not None]

@@ -1,0 +1,122 @@
+"""One run as the analysis sees it, and the rows that the terminal and the report show alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.result import FitResult
+
+RUN_COLUMNS = ("run", "state", "N", "D", "FLOPs", "ranks", "loss", "wall s", "remark")
+COEFFICIENT_COLUMNS = ("parameter", "value", "std. error", "95 % interval", "remark")
+HOLD_OUT_COLUMNS = (
+    "held-out run",
+    "FLOPs / largest fitted",
+    "predicted",
+    "95 % interval",
+    "measured",
+    "error",
+    "constant",
+)
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One run. `N` is the size that the law sees, `C` its FLOPs as counted, `loss` None unless the run is done."""
+
+    run_id: str
+    state: str
+    N: float
+    D: float
+    C: float
+    ranks: int
+    loss: float | None
+    wall_s: float | None
+    held_out: bool
+    excluded: bool
+    cause: str
+    """Why it failed, or what was damaged; empty when all is well."""
+    curves: dict[str, NDArray[np.void]] = field(default_factory=dict)
+    """Rows (step, tokens, time, value) of `train_loss` and `val_loss`."""
+
+    @property
+    def measured(self) -> float:
+        """The final loss, not a number while there is none."""
+        return float("nan") if self.loss is None else self.loss
+
+
+def run_rows(runs: Sequence[RunSummary]) -> list[Row]:
+    """Return a row of RUN_COLUMNS for every run."""
+    return [
+        (
+            run.run_id,
+            run.state,
+            f"{run.N:,.0f}",
+            f"{run.D:,.0f}",
+            f"{run.C:.3g}",
+            str(run.ranks),
+            "" if run.loss is None else f"{run.loss:.4f}",
+            "" if run.wall_s is None else f"{run.wall_s:.1f}",
+            "; ".join(filter(None, ["held out" * run.held_out, "excluded" * run.excluded, run.cause])),
+        )
+        for run in runs
+    ]
+
+
+def coefficient_rows(fit: FitResult) -> list[Row]:
+    """Return a row of COEFFICIENT_COLUMNS for every parameter of the law."""
+    rows: list[Row] = []
+    for name, value in fit.params.items():
+        interval = fit.intervals.get(name)
+        rows.append(
+            (
+                name,
+                f"{value:.6g}",
+                f"{fit.stderr[name]:.3g}" if name in fit.stderr else "",
+                f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else "",
+                f"NOT IDENTIFIED: {fit.unidentified[name]}" if name in fit.unidentified else "",
+            )
+        )
+    return rows
+
+
+def hold_out_rows(fit: FitResult, runs: Sequence[RunSummary]) -> list[Row]:
+    """Return a row of HOLD_OUT_COLUMNS for every finished held-out run; errors are relative to the measured loss.
+
+    The constant predictor says the mean of the fitted losses whatever the run.
+    """
+    rows: list[Row] = []
+    largest = max((run.C for run in runs if run.loss is not None and not run.held_out), default=float("nan"))
+    for run in runs:
+        if not run.held_out or run.loss is None:
+            continue
+        predicted, interval = fit.predict(run.N, run.D), fit.interval(run.N, run.D)
+        rows.append(
+            (
+                run.run_id,
+                f"{run.C / largest:.2f}",
+                f"{predicted:.4f}",
+                f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "",
+                f"{run.loss:.4f}",
+                f"{100 * (predicted / run.loss - 1):+.2f} %",
+                f"{100 * (fit.mean_loss / run.loss - 1):+.2f} %",
+            )
+        )
+    return rows
+
+
+def remarks(fit: FitResult) -> list[str]:
+    """Return what a reader must know beside the coefficients, most important first."""
+    told = [f"warning: {sentence}" for sentence in fit.warnings]
+    told += [f"left out of the fit: {sentence}" for sentence in fit.exclusions]
+    told.append(
+        f"{fit.n_points} points; sum of Huber terms {fit.objective:.9g} (delta {fit.delta:g}); scaled gradient "
+        f"{fit.gradient_norm:.1e}; {fit.starts_reached_best} of {fit.starts_tried} starts ended at this minimum; "
+        f"{fit.bootstrap} bootstrap resamples"
+    )
+    told.append(f"N: {fit.size_convention}; compute of the optimum: {fit.flops_convention}")
+    return told
