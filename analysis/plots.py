@@ -90,8 +90,9 @@ def frontier(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
     optima = [fit.compute_optimal(float(c)) for c in budgets]
     for axis, name, label in ((axes[0], "N", "parameters N"), (axes[1], "L", "loss, nat/token")):
         axis.plot(budgets, [best[name] for best in optima], lw=1.6, color="black", label="compute-optimal")
-        if "intervals" in optima[0]:
-            low, high = np.array([best["intervals"][name] for best in optima]).T
+        band = [best.get("intervals", {}).get(name) for best in optima]
+        if None not in band:
+            low, high = np.array(band).T
             axis.fill_between(budgets, low, high, alpha=BAND, color="black", lw=0, label="95 % interval")
         for run, c in zip(done, compute, strict=True):
             mark: Style = {"marker": "*", "ms": 14} if run.held_out else {"marker": "o"}

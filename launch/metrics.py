@@ -63,6 +63,11 @@ class Metrics:
         if len(self._times_s) >= self._every:
             self._reduce(step)
 
+    def flush(self) -> None:
+        """Make all rows so far safe from a kill; due before a checkpoint, which makes them count for good."""
+        if self._writer:
+            self._writer.flush()
+
     def finish(self, step: int, **summary: float) -> None:
         """Reduce what is left and set the summary. Every rank calls it."""
         self._reduce(step)

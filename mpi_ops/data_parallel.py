@@ -22,7 +22,7 @@ def all_reduce_mean(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup | 
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat, group=group)
     flat /= world_size
-    parts = flat.split([tensor.numel() for tensor in tensors])
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     torch._foreach_copy_(
         list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
     )

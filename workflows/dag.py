@@ -77,16 +77,16 @@ def run_study(study: Study, tick: Callable[[], None], say: Callable[[str], None]
         ):
             say(sentence)
         stop = threading.Event()
-        config = parsl_config(study.site, study.directory / ".parsl")
+        config = parsl_config(study.site, make_private(study.directory / ".parsl"))
         with _signals_set(stop), parsl.load(config) as kernel:
             runs, fit, report = _submit(study, stop, say, kernel)
             while not report.done():
                 tick()
                 time.sleep(TICK_S)
             failures = [failure for future in runs if (failure := future.result())]
-            result = StudyResult(
-                failures, stop.is_set(), fit.result(), report.result(), time.monotonic() - started_s
-            )
+            fitted = fit.result()
+            interrupted = stop.is_set() and fitted is None  # too late a Ctrl-C interrupts nothing
+            result = StudyResult(failures, interrupted, fitted, report.result(), time.monotonic() - started_s)
     return result
 
 

@@ -217,6 +217,12 @@ def _run(
             if (*prefix, *at[:length]) in origins:
                 origin = origins[(*prefix, *at[:length])]
                 return f"{_place(document, origin)} ({'.'.join(map(str, at))})"
+        for (
+            path,
+            origin,
+        ) in origins.items():  # a section as a whole does not fit: most likely for what varies in it
+            if path[: len(prefix) + len(at)] == (*prefix, *at):
+                return _place(document, origin)
         return _place(document, (*(prefix or ("base",)), *at))
 
     config = parse(workflow.config, config_data, lambda at: where((), at))

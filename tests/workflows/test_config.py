@@ -19,7 +19,7 @@ class Inner(Section):
 class Outer(Section):
     inner: Inner = Inner()
     rate: float = 0.5
-    names: list[str] = []
+    names: list[str] = Field(default=[])
     on: bool = False
 
     @model_validator(mode="after")

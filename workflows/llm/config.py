@@ -11,8 +11,9 @@ from workflows.config import Section
 from workflows.workflow import RunSize
 
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 FLOPS_CONVENTION = "counted: 3 x forward matmuls, output head and full (non-causal) attention scores included"
 BYTE_VOCABULARY = 256
@@ -91,22 +92,22 @@ class DataConfig(Section):
     """Text, cut into documents (files), read as bytes."""
 
     source: str = "stdlib"
-    """`stdlib` for the sources of Python's standard library, else a file or a glob of files."""
+    """`stdlib` (the sources of Python's standard library), a file, a glob of files, or a ready `.tokens` file."""
     tokenizer: Literal["byte"] = "byte"
     """How text becomes tokens."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the documents that training never sees."""
-    seed: int = 0
-    """Of the order of training sequences."""
+    """Share of the documents that training never sees; at least one document."""
+    seed: Seed = 0
+    """Of the order of training sequences and of the choice of documents for validation."""
 
 
 class OptimizerConfig(Section):
     """AdamW with a warm-up and a decay."""
 
-    lr: Positive = 1e-2
+    lr: Positive = 1.6e-2
     """Peak learning rate at model.width = 32; scaled by (32 / width) ** lr_width_power."""
-    lr_width_power: float = 0.5
-    """How fast the peak falls with the width; 0 = not at all."""
+    lr_width_power: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """How fast the peak falls with the width; 0 = not at all. Measured at widths 16 to 64: 1."""
     min_lr_ratio: Fraction = 0.1
     """Last learning rate over the peak."""
     schedule: Literal["cosine", "wsd"] = "cosine"
@@ -121,10 +122,19 @@ class OptimizerConfig(Section):
     """Decay of the second moment."""
     eps: Positive = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     """Decoupled; for matrices only, never for norms."""
     grad_clip: Positive = 1.0
     """Largest global norm of a gradient."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> OptimizerConfig:
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                f"optimizer.warmup_fraction={self.warmup_fraction} and decay_fraction={self.decay_fraction} "
+                "are more than the whole run; together at most 1"
+            )
+        return self
 
 
 class TrainConfig(Section):
@@ -148,7 +158,7 @@ class TrainConfig(Section):
     """Steps between rows of the metrics."""
     checkpoint_every: Count = 500
     """Steps between checkpoints; the end of training is always one."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial weights."""
     dtype: Literal["fp32", "fp64"] = "fp32"
     """Of weights, gradients and moments."""
@@ -188,10 +198,14 @@ class LlmConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> LlmConfig:
         if self.model.vocab_size < BYTE_VOCABULARY:
-            raise ValueError(f"model.vocab_size={self.model.vocab_size}: the byte tokenizer needs {BYTE_VOCABULARY}")
+            raise ValueError(
+                f"model.vocab_size={self.model.vocab_size}: the byte tokenizer needs {BYTE_VOCABULARY}"
+            )
         micro = self.train.microbatch
         if micro and self.train.global_batch % micro:
-            raise ValueError(f"train.microbatch={micro} does not divide train.global_batch={self.train.global_batch}")
+            raise ValueError(
+                f"train.microbatch={micro} does not divide train.global_batch={self.train.global_batch}"
+            )
         return self
 
     @property
@@ -211,12 +225,19 @@ class LlmConfig(Section):
     @property
     def peak_lr(self) -> float:
         """The largest learning rate of the run."""
-        return self.optimizer.lr * (32 / self.model.width) ** self.optimizer.lr_width_power
+        scale: float = (32 / self.model.width) ** self.optimizer.lr_width_power
+        return self.optimizer.lr * scale
 
 
 def mathematics(config: LlmConfig) -> dict[str, Any]:
-    """Return what decides the result of a run: everything but how the work is shared, watched and saved."""
-    held = config.model_dump(mode="json", exclude={"parallel": True, "train": {"microbatch", "log_every", "checkpoint_every"}})
+    """Return what decides the result of a run; how its work is shared, watched and saved is left out.
+
+    A microbatch moves sums by a rounding, as a number of ranks does, and the ways to state a length (tokens,
+    FLOPs, steps) are one once they are steps: none of these makes another run.
+    """
+    held = config.model_dump(
+        mode="json", exclude={"parallel": True, "train": {"microbatch", "log_every", "checkpoint_every"}}
+    )
     length = {"steps": config.steps, "tokens": None, "flops": None}
     return {**held, "train": {**held["train"], **length}}
 
@@ -225,7 +246,9 @@ def size(config: LlmConfig) -> RunSize:
     """Return what the run is and costs: parameters, tokens and FLOPs as counted, in whole steps."""
     total, nonembedding = config.model.parameters()
     tokens = config.steps * config.tokens_per_step
-    return RunSize(total, nonembedding, tokens, float(tokens * config.model.flops_per_token()), FLOPS_CONVENTION)
+    return RunSize(
+        total, nonembedding, tokens, float(tokens * config.model.flops_per_token()), FLOPS_CONVENTION
+    )
 
 
 def check_ranks(config: LlmConfig, ranks: int) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from launch.rundir import make_private, write_private
 from workflows.errors import ConfigError
-from workflows.llm.config import BYTE_VOCABULARY, DataConfig, LlmConfig
+from workflows.llm.config import BYTE_VOCABULARY, DataConfig, LlmConfig, check_ranks
 
 SCHEMA = "isoflop-tokens/1"
 NO_TEXT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -48,19 +48,35 @@ class TokenFile:
         )
 
     def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return the tokens of training and of validation, mapped, not loaded.
-
-        Raises:
-            ConfigError: the file is missing or not as long as its header says.
-        """
-        wanted = self.train_tokens + self.validation_tokens
-        try:
-            tokens = np.memmap(self.path, dtype=np.uint8, mode="r")
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.path}: {error}; remove it and its .json, and it is made again") from None
-        if len(tokens) != wanted:
-            raise ConfigError(f"{self.path}: holds {len(tokens)} tokens, its header says {wanted}; remove both")
+        """Return the tokens of training and of validation, mapped, not loaded."""
+        tokens = np.memmap(self.path, dtype=np.uint8, mode="r")
         return tokens[: self.train_tokens], tokens[self.train_tokens :]
+
+
+def open_tokens(path: Path, tokenizer: str) -> TokenFile:
+    """Return the token file `path` as the header beside it (`.json`) describes it.
+
+    Raises:
+        ConfigError: one of the two is missing or unreadable, the header is none, or it tells of another
+            tokenizer or another number of tokens.
+    """
+    header_path = path.with_suffix(".json")
+    try:
+        held = path.stat().st_size
+        header = TokenFile(**{**json.loads(header_path.read_bytes()), "path": path})
+        wanted = header.train_tokens + header.validation_tokens
+    except OSError as error:
+        raise ConfigError(f"data.source: {error.filename}: {error.strerror}") from None
+    except (TypeError, ValueError):
+        raise ConfigError(f"data.source: {header_path}: is no header of a token file") from None
+    for what, found, needed in (
+        ("schema", header.schema, SCHEMA),
+        ("tokenizer", header.tokenizer, tokenizer),
+        ("number of tokens", held, wanted),
+    ):
+        if found != needed:
+            raise ConfigError(f"data.source: {path}: its {what} is {found}, it should be {needed}")
+    return header
 
 
 def read_documents(source: str) -> list[Document]:
@@ -74,7 +90,8 @@ def read_documents(source: str) -> list[Document]:
         paths = [path for path in root.rglob("*.py") if not NO_TEXT & set(path.relative_to(root).parts[:-1])]
         named = [(path.relative_to(root).as_posix(), path) for path in paths]  # wherever Python is installed
     else:
-        named = [(found, Path(found)) for found in glob.glob(source, recursive=True) if not os.path.isdir(found)]
+        found = [source] if os.path.isfile(source) else glob.glob(source, recursive=True)
+        named = [(name, Path(name)) for name in found if not os.path.isdir(name)]
     if not named:
         raise ConfigError(f"data.source: no file '{source}'; give 'stdlib', a file, or a glob of files")
     documents = []
@@ -84,7 +101,7 @@ def read_documents(source: str) -> list[Document]:
         except OSError as error:
             raise ConfigError(f"data.source: {path}: {error.strerror}") from None
     if not any(text for _, text in documents):
-        raise ConfigError(f"data.source: '{source}' holds no text, the file is empty")
+        raise ConfigError(f"data.source: '{source}' holds no text, only empty files")
     if len(documents) > 1:
         return documents
     [(name, text)] = documents
@@ -95,40 +112,48 @@ def read_documents(source: str) -> list[Document]:
 def prepare_tokens(config: DataConfig, cache_dir: Path) -> TokenFile:
     """Write the token file of `config` into `cache_dir` unless it is there, and return it.
 
-    A document is held back for validation by a hash of its name, so adding a file moves no other. Any number
-    of processes may prepare at once: files are written beside their place and renamed into it.
+    Any number of processes may prepare at once: files are written beside their place and renamed into it, the
+    header last, so that a header stands for a whole file. A source `*.tokens` is taken as it is.
 
     Raises:
-        ConfigError: there is no text, or too little to train and to validate.
+        ConfigError: there is no text, or too little to train and to validate, or a token file is damaged.
     """
+    if config.source.endswith(".tokens"):
+        return open_tokens(Path(config.source), config.tokenizer)
     documents = read_documents(config.source)
     digest = hashlib.sha256()
     for name, text in documents:
         digest.update(f"{name}\0{len(text)}\0".encode() + text)
-    held_back = [_drawn(name, config.seed) < config.validation_fraction for name, _ in documents]
-    train = b"".join(text for (_, text), held in zip(documents, held_back, strict=True) if not held)
-    validation = b"".join(text for (_, text), held in zip(documents, held_back, strict=True) if held)
-    if not train or not validation:
-        raise ConfigError(
-            f"data.validation_fraction={config.validation_fraction} holds back {sum(held_back)} of "
-            f"{len(documents)} documents; training and validation each need some text"
-        )
     cut = f"{SCHEMA} {config.tokenizer} {config.validation_fraction} {config.seed} {digest.hexdigest()}"
     path = make_private(cache_dir) / f"{hashlib.sha256(cut.encode()).hexdigest()[:16]}.tokens"
-    made = TokenFile(
-        path,
-        config.tokenizer,
-        BYTE_VOCABULARY,
-        digest.hexdigest(),
-        len(documents),
-        sum(held_back),
-        len(train),
-        len(validation),
-    )
-    if not path.exists():
+    header = path.with_suffix(".json")
+    if not header.exists():
+        held_back = _held_back([name for name, _ in documents], config)
+        train = b"".join(text for name, text in documents if name not in held_back)
+        validation = b"".join(text for name, text in documents if name in held_back)
+        made = TokenFile(
+            path,
+            config.tokenizer,
+            BYTE_VOCABULARY,
+            digest.hexdigest(),
+            documents=len(documents),
+            validation_documents=len(held_back),
+            train_tokens=len(train),
+            validation_tokens=len(validation),
+        )
         write_private(path, train + validation)
-        write_private(path.with_suffix(".json"), json.dumps({**asdict(made), "path": path.name}) + "\n")
-    return made
+        write_private(header, json.dumps({**asdict(made), "path": path.name}) + "\n")
+    return open_tokens(path, config.tokenizer)
+
+
+def _held_back(names: list[str], config: DataConfig) -> set[str]:
+    """Return the documents for validation, drawn by a hash of the name alone: adding a file moves no other."""
+
+    def drawn(name: str) -> float:
+        return int.from_bytes(hashlib.sha256(f"{config.seed}\0{name}".encode()).digest()[:8], "big") / 2**64
+
+    few_have_none = min(names, key=drawn)
+    return {name for name in names if drawn(name) < config.validation_fraction} | {few_have_none}
 
 
 @dataclass(slots=True)
@@ -137,6 +162,9 @@ class Batches:
 
     Sequence i of step s is window `order[(s * global_batch + i) mod windows]` of the training text, the order
     being drawn anew for every pass over it from (seed, pass). Nothing has to be saved to go on at a step.
+
+    Raises:
+        ConfigError: the ranks cannot share the batch equally, or a part of the text is shorter than a sequence.
     """
 
     config: LlmConfig
@@ -145,14 +173,19 @@ class Batches:
     rank: int = 0
     ranks: int = 1
     _epoch: int = -1
-    _order: IntArray | None = None
+    _order: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
-        length = self.config.model.seq_len
-        for name, tokens in (("training", self.train), ("validation", self.validation)):
-            if len(tokens) <= length:
+        try:
+            check_ranks(self.config, self.ranks)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        needed = self.config.model.seq_len + 1
+        for purpose, tokens in (("training", self.train), ("validation", self.validation)):
+            if len(tokens) < needed:
                 raise ConfigError(
-                    f"data.source: {len(tokens)} tokens for {name}, one sequence needs {length + 1} (model.seq_len)"
+                    f"data.source: {len(tokens)} tokens for {purpose}; one sequence needs {needed}, "
+                    "model.seq_len and its successor"
                 )
 
     @property
@@ -172,27 +205,25 @@ class Batches:
         return self._cut(self.train, np.array([self._window(first + i) for i in range(share)]))
 
     def validation_batches(self) -> Iterator[tuple[IntArray, IntArray]]:
-        """Yield this rank's share of the fixed validation sequences, in batches of the training size."""
-        length, share = self.config.model.seq_len, self.config.train.global_batch
-        windows = np.arange(min(self.config.train.evaluation_sequences, (len(self.validation) - 1) // length))
-        mine = windows[self.rank :: self.ranks]
+        """Yield this rank's share of the fixed validation sequences, in batches of the training size.
+
+        They lie at equal distances over the held-back text; a short one has fewer than were asked for.
+        """
+        held, share = (len(self.validation) - 1) // self.config.model.seq_len, self.config.train.global_batch
+        n = min(self.config.train.evaluation_sequences, held)
+        mine = (np.arange(n) * held // n)[self.rank :: self.ranks]
         for start in range(0, len(mine), share):
             yield self._cut(self.validation, mine[start : start + share])
 
     def _window(self, index: int) -> int:
         epoch, place = divmod(index, self.windows)
         if epoch != self._epoch:
-            generator = np.random.Generator(np.random.Philox(key=[self.config.data.seed, epoch]))
-            self._epoch, self._order = epoch, generator.permutation(self.windows)
-        assert self._order is not None  # noqa: S101  (drawn just above)
+            # Raw bits are the one random stream that numpy promises to keep from release to release.
+            drawn = np.random.Philox(key=[self.config.data.seed, epoch]).random_raw(self.windows)
+            self._epoch, self._order = epoch, np.argsort(drawn, kind="stable")
         return int(self._order[place])
 
     def _cut(self, tokens: NDArray[np.uint8], windows: IntArray) -> tuple[IntArray, IntArray]:
         length = self.config.model.seq_len
         cut = tokens[windows[:, None] * length + np.arange(length + 1)].astype(np.int64)
         return cut[:, :-1], cut[:, 1:]
-
-
-def _drawn(name: str, seed: int) -> float:
-    """Return a number in [0, 1) that depends on the document's name and the seed alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:8], "big") / 2**64

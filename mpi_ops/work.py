@@ -1,0 +1,241 @@
+"""One operation under way: MPI requests, the tensors they touch, and what is due when they are done.
+
+MPI moves data only inside MPI calls, so somebody has to call: `wait()` and `is_completed()` do, and for the one
+who asked for a future and then waits in C++ (DistributedDataParallel's reducer) a thread does.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from mpi4py import MPI
+from torch import Tensor
+from torch._C import _distributed_c10d as c10d
+from torch.futures import Future
+
+from mpi_ops.errors import OperationError, OperationTimeoutError
+
+if TYPE_CHECKING:
+    from mpi_ops.counters import Tally
+    from mpi_ops.group import Group
+
+# A waiting rank polls hot for some 15 us, then lets others run between two polls, and after some 250 us sleeps
+# between them. On two cores this is as fast as MPI's own waiting, and 2 to 8 times faster with four ranks on them.
+HOT_POLLS = 50
+YIELDING_POLLS = 200
+NAP_S = 50e-6
+ANNOUNCE_AFTER_S = 1.0
+NO_TIMEOUT = timedelta(0)
+
+
+@dataclass(slots=True)
+class Posted:
+    """An operation that MPI has accepted."""
+
+    requests: list[MPI.Request]
+    results: list[Tensor]
+    """What the operation writes; the value of its future."""
+    sent_bytes: int = 0
+    held: Sequence[object] = ()
+    """What else MPI reads and writes until the end."""
+    finish: Callable[[], object] | None = None
+    """What turns the messages into the results."""
+    peer: int | None = None
+    """The other rank of a point-to-point operation, in the group."""
+    status: MPI.Status | None = None
+    """Where a receive leaves its source and length."""
+
+    def tester(self) -> Callable[[], bool]:
+        """Return the call that asks MPI whether all requests are done; Testall costs 7 times one Test."""
+        if len(self.requests) == 1:
+            return partial(self.requests[0].Test, self.status)
+        return partial(MPI.Request.Testall, self.requests)
+
+
+class Work(c10d.Work):
+    """The handle that torch.distributed waits on. The group keeps it, and it the tensors, until MPI is done."""
+
+    def __init__(
+        self, group: Group, op: str, sequence: int, posted: Posted, tally: Tally, timeout_s: float
+    ) -> None:
+        super().__init__()
+        self.op, self.sequence, self.posted = op, sequence, posted
+        self._test = posted.tester()
+        self._group, self._tally, self._timeout_s = group, tally, timeout_s
+        self._over = self._announced = False
+        self._error: Exception | None = None
+        self._future: Future[list[Tensor]] | None = None
+        self._lock = threading.Lock()
+        group.pending.add(self)
+
+    def __str__(self) -> str:
+        return f"{self.op} on {self._group}"
+
+    def wait(self, timeout: timedelta = NO_TIMEOUT) -> bool:
+        """Return True when the operation is done; a positive `timeout` goes before the group's.
+
+        Raises:
+            OperationTimeoutError: it did not end in time. MPI takes no operation back: the group is lost.
+            OperationError: MPI could not carry it out.
+        """
+        began_s = time.perf_counter()
+        try:
+            for _ in range(HOT_POLLS):
+                if self.is_completed():
+                    break
+            else:
+                self._wait_patiently(began_s, max(timeout, NO_TIMEOUT).total_seconds() or self._timeout_s)
+        finally:
+            self._tally.seconds += time.perf_counter() - began_s
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def _wait_patiently(self, began_s: float, timeout_s: float) -> None:
+        for _ in range(YIELDING_POLLS):
+            os.sched_yield()
+            if self.is_completed():
+                return
+        while not self.poll(began_s, timeout_s):
+            time.sleep(NAP_S)
+
+    def is_completed(self) -> bool:
+        """Poll once; return whether the operation is over, well or not."""
+        if self._over:
+            return True
+        with self._lock:
+            if self._over:
+                return True
+            if not self._advance():
+                return False
+            future = self._future
+        self._settle(future)
+        return True
+
+    def poll(self, began_s: float, timeout_s: float | None = None) -> bool:
+        """Poll once for somebody who waits since `began_s`; return whether the operation is over.
+
+        It is over, with an error, once the wait has lasted `timeout_s` (default: the operation's own).
+        """
+        if self.is_completed():
+            return True
+        limit_s = timeout_s or self._timeout_s
+        waited_s = time.perf_counter() - began_s
+        if not self._announced and waited_s >= min(ANNOUNCE_AFTER_S, limit_s / 2):
+            self._announced = True
+            self._group.announce(self)
+        if waited_s >= limit_s:
+            self._expire(limit_s)
+        return self._over
+
+    def get_future(self) -> Future[list[Tensor]]:
+        """Return the future of the results; it completes without further calls from this thread."""
+        with self._lock:
+            if self._future is not None:
+                return self._future
+            self._future = future = Future[list[Tensor]]()
+            over = self._over
+        if over:
+            self._settle(future)
+        else:
+            _watched.add(self)
+        return future
+
+    def result(self) -> list[Tensor]:
+        """Return the tensors that the operation writes."""
+        return self.posted.results
+
+    def is_success(self) -> bool:
+        """Return whether the operation is over and went well."""
+        return self._over and self._error is None
+
+    def exception(self) -> Exception | None:
+        """Return what went wrong, if anything did."""
+        return self._error
+
+    def synchronize(self) -> None:
+        """Do nothing: a CPU has no stream to order."""
+
+    def source_rank(self) -> int:
+        """Return the rank in the group that a received message came from."""
+        status = self.posted.status
+        return -1 if status is None else status.source
+
+    _source_rank = source_rank
+
+    def _advance(self) -> bool:
+        """Ask MPI; once it is done, do what is due and let go of the memory. The lock is held."""
+        posted = self.posted
+        try:
+            if not self._test():
+                return False
+            if posted.finish is not None:
+                with torch.no_grad():
+                    posted.finish()
+        except (
+            MPI.Exception,
+            OperationError,
+        ) as error:  # other requests may still be under way: their memory stays held
+            self._error = OperationError(f"{self}: {error}")
+        except Exception as error:
+            self._error = error
+        else:
+            self._group.pending.discard(self)
+            posted.held = ()
+        posted.finish = None
+        self._over = True
+        return True
+
+    def _expire(self, limit_s: float) -> None:
+        """Give up: the operation is over with an error, though its memory still belongs to MPI."""
+        error = OperationTimeoutError(f"{self}: not done after {limit_s:g} s; {self._group.absent(self)}")
+        with self._lock:
+            if self._over:
+                return
+            self._over, self._error = True, error
+            future = self._future
+        self._settle(future)
+
+    def _settle(self, future: Future[list[Tensor]] | None) -> None:
+        if future is None:
+            return
+        if self._error is None:
+            future.set_result(self.posted.results)
+        else:
+            future.set_exception(self._error)  # type: ignore[arg-type]  # torch's stub has the value's type
+
+
+class _Watched:
+    """The works that somebody awaits through a future, and the thread that polls them while there are any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._works: list[tuple[Work, float]] = []
+
+    def add(self, work: Work) -> None:
+        with self._lock:
+            self._works.append((work, time.perf_counter()))
+            if len(self._works) == 1:
+                threading.Thread(target=self._poll, name="mpi4py-backend", daemon=True).start()
+
+    def _poll(self) -> None:
+        while not MPI.Is_finalized():
+            with self._lock:
+                works = list(self._works)
+            over = {work for work, began_s in works if work.poll(began_s)}
+            with self._lock:
+                self._works = [each for each in self._works if each[0] not in over]
+                if not self._works:
+                    return
+            time.sleep(NAP_S)
+
+
+_watched = _Watched()

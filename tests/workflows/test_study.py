@@ -1,0 +1,142 @@
+"""A study expands into the runs it describes; whatever is wrong with it is said before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.rundir import RUN_ID
+from slurm.strict_yaml import YamlError, dumps, loads
+from tests.conftest import ROOT
+from workflows.errors import ConfigError
+from workflows.study import read_study
+
+STUDY = """\
+name: small
+workflow: llm
+base:
+  model: {seq_len: 64}
+  train: {tokens: 1e4}
+sweep:
+  grid:
+    model.width: [16, 32]
+    optimizer.lr: [1e-2, 3e-3]
+holdout:
+  - {model: {width: 48}, resources: {ranks: 2}}
+"""
+
+
+def read(tmp_path: Path, text: str, *overrides: str):
+    (tmp_path / "study.yaml").write_text(text)
+    return read_study(tmp_path / "study.yaml", list(overrides))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_expands(path):
+    study = read_study(path)
+    assert study.runs
+    assert all(RUN_ID.fullmatch(run.id) for run in study.runs)
+
+
+def test_a_grid_is_every_combination_and_hold_outs_are_kept_apart(tmp_path):
+    study = read(tmp_path, STUDY)
+    swept = [(r.config.model.width, r.config.optimizer.lr) for r in study.runs if not r.held_out]
+    assert swept == [(16, 0.01), (16, 0.003), (32, 0.01), (32, 0.003)]
+    [held_out] = [r for r in study.runs if r.held_out]
+    assert (held_out.config.model.width, held_out.resources.ranks) == (48, 2)
+    assert study.runs[0].id.startswith("width16-lr0.01-")
+
+
+def test_isoflop_gives_each_width_the_tokens_that_its_budget_buys(tmp_path):
+    text = STUDY.replace("train: {tokens: 1e4}", "train: {}").split("sweep:")[0]
+    study = read(tmp_path, text + "sweep:\n  isoflop: {flops: [1e10, 2e10], widths: [16, 64]}\n")
+    assert len(study.runs) == 4
+    for run, flops in zip(study.runs, (1e10, 1e10, 2e10, 2e10), strict=True):
+        step_flops = run.config.tokens_per_step * run.config.model.flops_per_token()
+        assert run.size.c_flops == run.size.d_tokens * run.config.model.flops_per_token()
+        assert 0 <= run.size.c_flops - flops < step_flops
+
+
+def test_a_list_multiplies_with_the_other_factors(tmp_path):
+    study = read(tmp_path, STUDY.replace("  grid:", "  list: [{train: {seed: 1}}, {train.seed: 2}]\n  grid:"))
+    assert len(study.runs) == 9
+    assert {run.config.train.seed for run in study.runs if not run.held_out} == {1, 2}
+
+
+def test_a_run_keeps_its_id_when_only_layout_site_or_logging_change(tmp_path):
+    ids = [run.id for run in read(tmp_path, STUDY).runs]
+    same = [
+        "resources.retries=3",
+        "base.train.log_every=1",
+        "base.parallel.backend=gloo",
+        "base.train.microbatch=2",
+    ]
+    assert [run.id for run in read(tmp_path, STUDY, *same).runs] == ids
+    other = [run.id for run in read(tmp_path, STUDY, "base.train.seed=1").runs]
+    assert not set(ids) & set(other)
+
+
+def test_the_id_is_stable_over_versions_of_the_suite(tmp_path):
+    """A change here orphans every run that users have; it needs a reason and a line in the changelog."""
+    assert read(tmp_path, STUDY).runs[0].id == "width16-lr0.01-74234093"
+
+
+def test_the_kept_copy_of_a_study_is_the_same_study(tmp_path):
+    study = read(tmp_path, STUDY, "base.model.layers=3", "name=other")
+    assert loads(dumps(study.resolved)).data == study.resolved
+    again = read(tmp_path, dumps(study.resolved))
+    assert [run.id for run in again.runs] == [run.id for run in study.runs]
+    assert again.directory == Path("runs/other")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("workflow: llm", "workflow: lmm"), "no workflow 'lmm'; there is llm"),
+        (("name: small", "name: Not/A.Name"), ":1: name: holds"),
+        (("name: small", "nmae: small"), ":1: nmae: unknown key; did you mean 'name'?"),
+        (("{seq_len: 64}", "{seqlen: 64}"), ":4: base.model.seqlen: unknown key; did you mean 'seq_len'?"),
+        (("{tokens: 1e4}", "{tokens: lots}"), ':5: base.train.tokens: holds "lots"'),
+        (
+            ("{tokens: 1e4}", "{tokens: 1e4, steps: 3}"),
+            "exactly one of tokens, flops, steps; it holds tokens, steps",
+        ),
+        (("[16, 32]", "[16, 30]"), "model.width=30 is no multiple of model.head_width=16"),
+        (("[16, 32]", "[16, wide]"), ':8: sweep.grid.model.width.1 (model.width): holds "wide"'),
+        (("[16, 32]", "[]"), ":6: sweep: expands to no run"),
+        (("[16, 32]", "[16, 16]"), "two runs of the sweep are the same run, width16-lr0.01-"),
+        (("model.width:", "model.widht:"), "model.widht): unknown key; did you mean 'width'?"),
+        (("ranks: 2", "ranks: 999"), "wants 999 ranks of 1 threads, site 'local' has"),
+        (("ranks: 2", "rank: 2"), ":11: holdout.0.resources.rank (rank): unknown key; did you mean 'ranks'?"),
+        (("ranks: 2", "ranks: 0"), ":11: holdout.0.resources.ranks"),
+        (("{seq_len: 64}", "7"), ":8: sweep.grid.model.width.0: 'model' holds 7, which has no keys"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path, change, sentence):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, STUDY.replace(*change))
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("site=frontierr", "no site 'frontierr'"),
+        ("analysis.law=chinchila", "no law 'chinchila'; there is chinchilla"),
+        ("analysis.exclude=[nothing]", "no run 'nothing'; see the ids with `isoflop plan`"),
+        ("base.train.global_batch=3", "train.global_batch=3 is no multiple of 2 ranks"),
+        ("base.train.seed=[1", "expected"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path, override, sentence):
+    with pytest.raises(Exception, match=r".") as caught:
+        read(tmp_path, STUDY, override)
+    assert sentence in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "text", "name: a\nname: b\n", "\tname: a\n"])
+def test_what_is_no_mapping_is_refused(tmp_path, text):
+    with pytest.raises((ConfigError, YamlError), match=r"study\.yaml"):
+        read(tmp_path, text)
