@@ -1,0 +1,96 @@
+"""The command: quick to help, data on stdout and talk on stderr, one sentence and the right code for a mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+QUICKSTART = ROOT / "studies" / "quickstart.yaml"
+HEAVY = {"torch", "mpi4py", "parsl", "scipy", "matplotlib", "h5py"}
+
+
+def imported_by(*args: str) -> set[str]:
+    """Return the heavy packages that the command has loaded when it ends."""
+    program = (
+        "import sys, workflows.cli as c\nsys.argv = ['isoflop', *sys.argv[1:]]\n"
+        "try: c.main()\nexcept SystemExit: pass\n"
+        f"print(*({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *args], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("args", [("--help",), ("run", "--help")], ids=" ".join)
+def test_help_loads_nothing_heavy(args):
+    assert imported_by(*args) == set()
+
+
+@pytest.mark.parametrize("args", [("plan", str(QUICKSTART)), ("list", "workflows")], ids=lambda args: args[0])
+def test_reading_verbs_need_neither_torch_nor_mpi(args):
+    assert imported_by(*args, "--json") & {"torch", "mpi4py", "parsl"} == set()
+
+
+def test_a_plan_touches_nothing(small, isoflop):
+    before = sorted(small.parent.rglob("*"))
+    plan = json.loads(isoflop("plan", small, "--json").stdout)
+    assert [run["config"]["model"]["width"] for run in plan["runs"]] == [16, 32]
+    assert all(run["d_tokens"] == 10 * 4 * 32 for run in plan["runs"])
+    assert all(run["id"] in isoflop("plan", small).stdout for run in plan["runs"])
+    assert sorted(small.parent.rglob("*")) == before
+
+
+def test_any_key_can_be_overridden(small, isoflop):
+    done = isoflop("plan", small, "--json", "--set", "base.model.layers=3", "--set", "name=other")
+    plan = json.loads(done.stdout)
+    assert {run["config"]["model"]["layers"] for run in plan["runs"]} == {3}
+    assert plan["study"] == "other"
+
+
+@pytest.mark.parametrize(("what", "name"), [("sites", "local"), ("laws", "chinchilla"), ("workflows", "llm")])
+def test_lists_name_what_is_there(isoflop, what, name):
+    listed = json.loads(isoflop("list", what, "--json").stdout)
+    assert name in [row["name"] for row in listed]
+    assert all(row["description"] for row in listed)
+    assert name in isoflop("list", what).stdout
+
+
+def test_a_study_that_never_ran_is_pending(small, isoflop):
+    status = json.loads(isoflop("status", small, "--json").stdout)
+    assert [(s["state"], s["attempts"]) for s in status] == [("pending", 0)] * 2
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("list", "sights"), "list sights: there are sites, laws, workflows"),
+        (("logs", "no-such-run"), "no run 'no-such-run' in runs/*/"),
+        (("plan", "missing.yaml"), "missing.yaml: No such file or directory"),
+        (("status", "missing.yaml"), "missing.yaml: No such file or directory"),
+        (
+            ("fit", "--data", "missing.csv", "--columns", "N=a,D=b,L=c"),
+            "missing.csv: No such file or directory",
+        ),
+        (("report", "."), "study.yaml: No such file or directory"),
+    ],
+)
+def test_what_is_not_there_is_named(isoflop, args, sentence):
+    done = isoflop(*args)
+    assert (done.status, done.stdout) == (2, "")
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "args", [("frobnicate",), ("plan",), ("run", "x.yaml", "--sett", "a=b")], ids=" ".join
+)
+def test_wrong_usage_ends_with_2(isoflop, args):
+    done = isoflop(*args)
+    assert (done.status, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
