@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.errors import CheckpointError
-from launch.rundir import DIR_MODE, FILE_MODE
+from launch.errors import CheckpointError, LaunchError
+from launch.rundir import DIR_MODE, FILE_MODE, make_private
 
 SCHEMA = "isoflop-checkpoint/1"
 KINDS = "fiub"
@@ -53,33 +53,39 @@ def steps(directory: Path) -> list[int]:
 
 
 def save(directory: Path, step: int, arrays: Arrays, meta: Mapping[str, Any], keep: int = 2) -> Path:
-    """Commit a checkpoint of `step` and remove all but the newest `keep`; return its directory.
+    """Commit a checkpoint of `step` and keep it and those before it, `keep` in all; return its directory.
 
     Everything is written and synced beside its place first: until the rename, the state before is the state.
+    Checkpoints of later steps go: whoever saves an earlier one went back behind them.
 
     Raises:
-        CheckpointError: an array that is not plain numbers; a full disk or another failed write, after which
-            the checkpoints before are as they were.
+        CheckpointError: an array that is not plain numbers.
+        LaunchError: a full disk or another failed write, after which the checkpoints before are as they were.
     """
-    final, beside = _place(directory, step), directory / f".step-{step:08d}.{os.getpid()}"
+    final = _place(directory, step)
+    beside, replaced = directory / f".step-{step:08d}.{os.getpid()}", directory / f".step-{step:08d}.replaced"
     try:
+        make_private(directory)
         for stale in directory.glob(".step-*"):
             shutil.rmtree(stale)
-        beside.mkdir(mode=DIR_MODE, parents=True)
+        beside.mkdir(mode=DIR_MODE)
         entries = _write_arrays(beside / "data-00000.bin", arrays)
         body = json.dumps({"schema": SCHEMA, "step": step, "meta": meta, "arrays": entries}, allow_nan=False)
         _write(beside / "index.json", [body.encode(), b"\n", _sum(body.encode()).encode(), b"\n"])
         _sync(beside)
-        if final.exists():  # an attempt that went back to an older step writes this one anew
-            shutil.rmtree(final)
+        if final.exists():
+            final.rename(replaced)
         beside.rename(final)
         _sync(directory)
-        for old in steps(directory)[:-keep]:
+        shutil.rmtree(replaced, ignore_errors=True)
+        kept = [held for held in steps(directory) if held <= step][-keep:]
+        for old in set(steps(directory)).difference(kept):
             shutil.rmtree(_place(directory, old))
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
         free = shutil.disk_usage(directory).free if directory.is_dir() else 0
-        raise CheckpointError(f"{final}: {error.strerror}; {free:,} bytes are free there") from None
+        raise LaunchError(f"{final}: {error.strerror}; {free:,} bytes are free there") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     return final
 
 
@@ -92,7 +98,7 @@ def load(directory: Path) -> Checkpoint | None:
     skipped: list[str] = []
     for step in reversed(steps(directory)):
         try:
-            arrays, meta = _read(_place(directory, step))
+            arrays, meta = _read(_place(directory, step), step)
             return Checkpoint(step, arrays, meta, skipped)
         except CheckpointError as error:
             skipped.append(str(error))
@@ -127,7 +133,7 @@ def _write_arrays(path: Path, arrays: Arrays) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _read(place: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def _read(place: Path, step: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return arrays and meta of one checkpoint after checking every sum. Raises CheckpointError."""
     index = place / "index.json"
     try:
@@ -137,24 +143,33 @@ def _read(place: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         held = json.loads(body)
         if held["schema"] != SCHEMA:
             raise CheckpointError(f"{index}: schema is {held['schema']!r}, this reads {SCHEMA}")
+        if held["step"] != step:
+            raise CheckpointError(f"{index}: holds step {held['step']}, its directory is named after another")
         arrays = {name: _read_array(place, name, entry) for name, entry in held["arrays"].items()}
+        return arrays, held["meta"]
     except OSError as error:
         raise CheckpointError(f"{error.filename or place}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not a checkpoint's index ({error})") from None
-    return arrays, held["meta"]
 
 
 def _read_array(place: Path, name: str, entry: dict[str, Any]) -> NDArray[Any]:
     dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
     path, n_bytes = place / entry["file"], dtype.itemsize * prod(shape)
-    if path.parent != place or dtype.kind not in KINDS or min((0, *shape, entry["start"])) < 0:
+    if (
+        path.parent != place
+        or path.name == ".."
+        or path.is_symlink()
+        or dtype.kind not in KINDS
+        or min((0, *shape, entry["start"])) < 0
+    ):
         raise CheckpointError(f"{place / 'index.json'}: array '{name}' points outside the checkpoint")
+    there = max(0, path.stat().st_size - entry["start"])
+    if there < n_bytes:  # looked at first: a wrong index must not make this process ask for memory
+        raise CheckpointError(f"{path}: array '{name}' is cut off, {there} of {n_bytes} bytes are there")
     with path.open("rb") as file:
         file.seek(entry["start"])
         raw = file.read(n_bytes)
-    if len(raw) != n_bytes:
-        raise CheckpointError(f"{path}: array '{name}' is cut off, {len(raw)} of {n_bytes} bytes are there")
     if _sum(raw) != entry["sha256"]:
         raise CheckpointError(f"{path}: array '{name}' is damaged, its checksum does not fit")
     return np.frombuffer(raw, dtype).reshape(shape)

@@ -166,8 +166,13 @@ def locked(path: Path, what: str, note: dict[str, Any]) -> Iterator[None]:
 
     Raises:
         RunBusyError: another living process holds it; the sentence names that process.
+        LaunchError: the lock's file cannot be written.
     """
-    with open(os.open(path, os.O_CREAT | os.O_RDWR, FILE_MODE), "r+") as file:
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, FILE_MODE)
+    except OSError as error:
+        raise LaunchError(f"{path}: {error.strerror}") from None
+    with open(descriptor, "r+") as file:
         if not _lock_within(file, seconds=1.0):
             holder = file.read().strip() or "an unknown process"
             raise RunBusyError(f"{path.parent}: {what} is already being worked on by {holder}")
