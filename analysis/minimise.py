@@ -12,7 +12,10 @@ from analysis.laws import Problem
 Floats = NDArray[np.float64]
 CONVERGED = 1e-7
 """Largest gradient component of the scaled objective at a minimum."""
-MAX_STEPS = 500
+MAX_STEPS = 3000
+"""Narrow curved valleys, where the data say little, take over a thousand; a fit that is done leaves the batch."""
+ROUNDING = 1e-14
+"""Relative difference of two objectives that rounding may make; the smaller slope is then the better point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,28 +48,32 @@ def minimise(problem: Problem, theta: Floats, weights: Floats, delta: float) -> 
     value, gradient, hessian = _objective(problem, theta, weights, delta, scale)
     damping = np.full(len(theta), 1e-3)
     for _ in range(MAX_STEPS):
-        pushed = _pushed(theta, gradient, bounds)
-        slope = np.abs(np.where(pushed, 0, gradient)).max(axis=1)
+        slope = _slope(theta, gradient, bounds)
         active = np.flatnonzero((slope > CONVERGED * 1e-3) & (damping < 1e12))
         if not len(active):
             break
-        step = _step(gradient[active], hessian[active], pushed[active], damping[active])
+        step = _step(theta[active], gradient[active], hessian[active], damping[active], bounds)
         tried = np.clip(theta[active] + step, *bounds)
         new = _objective(problem, tried, weights[active], delta, scale[active])
-        better = new[0] < value[active]
+        same = new[0] <= value[active] * (1 + ROUNDING)
+        better = (new[0] < value[active]) | (same & (_slope(tried, new[1], bounds) < slope[active]))
         damping[active] = np.where(better, damping[active] / 5, damping[active] * 4)
         taken = active[better]
         theta[taken] = tried[better]
         value[taken], gradient[taken], hessian[taken] = (part[better] for part in new)
-    pushed = _pushed(theta, gradient, bounds)
-    slope = np.abs(np.where(pushed, 0, gradient)).max(axis=1)
-    return Minima(theta, value / scale, slope, pushed)
+    slope = _slope(theta, gradient, bounds)
+    return Minima(theta, value / scale, slope, _pushed(theta, gradient, bounds))
 
 
 def _pushed(theta: Floats, gradient: Floats, bounds: tuple[Floats, Floats]) -> NDArray[np.bool_]:
     """Return which coordinates are at a bound that the objective falls beyond."""
     lower, upper = bounds
     return ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
+
+
+def _slope(theta: Floats, gradient: Floats, bounds: tuple[Floats, Floats]) -> Floats:
+    """Return the largest component of the gradient along which a fit may still move, (B,)."""
+    return np.asarray(np.abs(np.where(_pushed(theta, gradient, bounds), 0, gradient)).max(axis=1))
 
 
 def _objective(
@@ -86,12 +93,24 @@ def _objective(
     return np.where(np.isfinite(value), value, np.inf), gradient, hessian
 
 
-def _step(gradient: Floats, hessian: Floats, pushed: NDArray[np.bool_], damping: Floats) -> Floats:
-    """Return the damped Newton step in the coordinates that are free to move."""
-    free = ~pushed
-    gradient = gradient * free
-    hessian = hessian * (free[:, :, None] & free[:, None, :])
-    values, vectors = np.linalg.eigh(hessian)
-    curvature = np.abs(values) + damping[:, None]
-    along = np.einsum("bji,bj->bi", vectors, gradient)
-    return np.asarray(-np.einsum("bij,bj->bi", vectors, along / curvature))
+def _step(
+    theta: Floats, gradient: Floats, hessian: Floats, damping: Floats, bounds: tuple[Floats, Floats]
+) -> Floats:
+    """Return the damped Newton step of the coordinates that are free to move.
+
+    One that would leave its bounds goes to the bound, and the others are solved for again with that known: merely
+    clipped, a step along a narrow valley climbs its wall, and the fit creeps to a halt before the bound.
+    """
+    step, free = np.zeros_like(theta), ~_pushed(theta, gradient, bounds)
+    for _ in range(theta.shape[1]):
+        known = np.where(free, 0, step)
+        pull = (gradient + np.einsum("bij,bj->bi", hessian, known)) * free
+        values, vectors = np.linalg.eigh(hessian * (free[:, :, None] & free[:, None, :]))
+        along = np.einsum("bji,bj->bi", vectors, pull) / (np.abs(values) + damping[:, None])
+        step = known - np.einsum("bij,bj->bi", vectors, along) * free
+        inside = np.clip(theta + step, *bounds) - theta
+        leaving = free & ((theta + step < bounds[0]) | (theta + step > bounds[1]))
+        if not leaving.any():
+            break
+        step, free = np.where(leaving, inside, step), free & ~leaving
+    return step

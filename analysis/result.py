@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -28,7 +29,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitResult:
-    """A fitted law. Intervals are 95 %; `objective` is the plain sum of Huber terms."""
+    """A fitted law. Intervals are 95 %; `objective` is the plain sum of Huber terms.
+
+    `stderr` has the parameters that the data determine, `unidentified` the others.
+    """
 
     law: str
     params: dict[str, float]
@@ -49,7 +53,10 @@ class FitResult:
     delta: float
     seed: int
     bootstrap: int
+    bootstrap_undetermined: int
+    """Resamples left out because they drew points too few or too alike to determine the law."""
     bootstrap_failed: int
+    """Resamples left out because they did not converge."""
     source: str
     data_sha256: str
     flops_convention: str
@@ -107,13 +114,14 @@ class FitResult:
         return [float(10**power) for power in np.arange(low, high + 1)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the bootstrap sample as JSON-able data, with the optimum of a few budgets."""
+        """Return all but the bootstrap sample as JSON-able data, with the optimum of a few budgets.
+
+        What is not a number becomes None, since JSON has no word for it.
+        """
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sample"}
-        return {
-            "schema": SCHEMA,
-            **held,
-            "compute_optimal": [self.compute_optimal(c) for c in self.budgets()],
-        }
+        optima = [self.compute_optimal(c) for c in self.budgets()]
+        told: dict[str, Any] = _finite({"schema": SCHEMA, **held, "compute_optimal": optima})
+        return told
 
     def write(self, directory: Path) -> None:
         """Write `fit.json` and `fit.h5` (which holds the bootstrap sample too), each whole or not at all.
@@ -140,6 +148,15 @@ class FitResult:
 
     def _sampled(self) -> Mapping[str, Floats]:
         return dict(zip(self.params, self.sample.T, strict=True))
+
+
+def _finite(value: Any) -> Any:
+    """Return nested data with None in place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _provenance() -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """L(N, D) = E + A N^-alpha + B D^-beta (Hoffmann et al. 2022, eq. 2), fitted as in its approach 3.
 
-The coordinates are (A exp(-alpha mean ln N), B exp(-beta mean ln D), E, alpha, beta), the first three over the mean
-loss. Centring the logs takes the units out of the problem and most of the correlation between a factor and its
-exponent. The factors stay linear, so that the long straight valleys of data that say little (E against A while
-alpha is small) are straight in the coordinates too, and a term that vanishes stands at its bound of zero instead of
-running to minus infinity as its logarithm would.
+The coordinates are (A min(N)^-alpha, B min(D)^-beta, E, alpha, beta), the first three over the mean loss: the factors
+are what a term adds to the smallest run. That takes the units out of the problem, and keeps the long valleys of data
+that say little straight: E against a term whose exponent is small, and a steep term that only the smallest runs show,
+which at any other reference runs off to a factor of zero with an exponent without limit. The factors stay linear, so
+a term that vanishes stands at its bound of zero instead of running to minus infinity as its logarithm would.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ N_STARTS = 16
 @dataclass(frozen=True, slots=True)
 class _Problem:
     x: Floats
-    """ln N less its mean."""
+    """ln N less its lowest."""
     y: Floats
-    """ln D less its mean."""
+    """ln D less its lowest."""
     loss: Floats
     """In units of the mean loss."""
     shift: tuple[float, float]
@@ -57,7 +57,7 @@ class _Problem:
         return np.array([0, 0, 0, 1e-3, 1e-3]), np.array([high, high, 1.1 * self.loss.min(), 5.0, 5.0])
 
     def _powers(self, theta: Floats) -> tuple[Floats, Floats, Floats]:
-        """Return N^-alpha and D^-beta in centred units and the predicted loss, (B, n) each."""
+        """Return N^-alpha and D^-beta over those of the smallest and the predicted loss, (B, n) each."""
         A, B, E, alpha, beta = (theta[:, i, None] for i in range(5))
         by_n, by_d = np.exp(-alpha * self.x), np.exp(-beta * self.y)
         return by_n, by_d, A * by_n + B * by_d + E
@@ -107,7 +107,7 @@ class Chinchilla:
                 f"the law of five parameters needs at least {MIN_POINTS} points, {MIN_SIZES} N and {MIN_SIZES} D"
             )
         log_n, log_d = np.log(observations.N), np.log(observations.D)
-        shift = float(log_n.mean()), float(log_d.mean())
+        shift = float(log_n.min()), float(log_d.min())
         unit = float(observations.L.mean())
         return _Problem(log_n - shift[0], log_d - shift[1], observations.L / unit, shift, unit)
 
