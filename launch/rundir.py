@@ -146,7 +146,7 @@ def write_private(path: Path, content: str | bytes) -> None:
 def write_exit(run: RunDir, number: int, record: ExitRecord) -> bool:
     """Commit the exit record of an attempt unless one stands already: the first cause wins.
 
-    Returns whether this one was taken. Any number of ranks may call it at once.
+    Returns whether this one was taken. Any number of ranks may call it at once. Raises LaunchError.
     """
     final = run.attempt(number, "exit.json")
     beside = final.with_name(f".{final.name}.{record.rank}.{os.getpid()}")
@@ -155,6 +155,8 @@ def write_exit(run: RunDir, number: int, record: ExitRecord) -> bool:
         os.link(beside, final)  # unlike a rename, a link never replaces what another rank wrote
     except FileExistsError:
         return False
+    except OSError as error:
+        raise LaunchError(f"{final}: {error.strerror}") from None
     finally:
         beside.unlink(missing_ok=True)
     return True
