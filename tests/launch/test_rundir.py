@@ -93,6 +93,16 @@ def test_the_first_of_many_exit_records_wins_whole(tmp_path, repetition):
     assert not write_exit(RunDir(tmp_path), 1, RECORD)
 
 
+def test_a_file_system_without_links_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)  # such file systems exist, but not on every machine
+    with pytest.raises(LaunchError, match=r"attempt-001\.exit\.json: Operation not permitted"):
+        write_exit(RunDir(tmp_path), 1, RECORD)
+    assert list(tmp_path.iterdir()) == []
+
+
 def rewrite_for_ever(path: Path) -> None:
     for i in range(10**9):
         write_private(path, f"{i % 10}" * 100_000)

@@ -57,14 +57,16 @@ def open_tokens(path: Path, tokenizer: str) -> TokenFile:
     """Return the token file `path` as the header beside it (`.json`) describes it.
 
     Raises:
-        ConfigError: one of the two is missing or unreadable, the header is none, or it tells of another
-            tokenizer or another number of tokens.
+        ConfigError: one of the two is missing, unreadable or empty, the header is none, or it tells of
+            another tokenizer or another number of tokens.
     """
     header_path = path.with_suffix(".json")
     try:
         held = path.stat().st_size
         header = TokenFile(**{**json.loads(header_path.read_bytes()), "path": path})
         wanted = header.train_tokens + header.validation_tokens
+        if min(header.train_tokens, header.validation_tokens) < 0:
+            raise ValueError
     except OSError as error:
         raise ConfigError(f"data.source: {error.filename}: {error.strerror}") from None
     except (TypeError, ValueError):
@@ -76,11 +78,15 @@ def open_tokens(path: Path, tokenizer: str) -> TokenFile:
     ):
         if found != needed:
             raise ConfigError(f"data.source: {path}: its {what} is {found}, it should be {needed}")
+    if not held:
+        raise ConfigError(f"data.source: {path}: holds no tokens")
     return header
 
 
 def read_documents(source: str) -> list[Document]:
     """Return (name, bytes) of every document, sorted by name; a document is a file, or a piece of a single one.
+
+    Empty files are no documents: none could stand for the text in validation.
 
     Raises:
         ConfigError: no file is found, one cannot be read, or all are empty.
@@ -100,7 +106,8 @@ def read_documents(source: str) -> list[Document]:
             documents.append((name, path.read_bytes()))
         except OSError as error:
             raise ConfigError(f"data.source: {path}: {error.strerror}") from None
-    if not any(text for _, text in documents):
+    documents = [(name, text) for name, text in documents if text]
+    if not documents:
         raise ConfigError(f"data.source: '{source}' holds no text, only empty files")
     if len(documents) > 1:
         return documents

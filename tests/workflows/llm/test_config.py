@@ -1,0 +1,174 @@
+"""What the configuration says by arithmetic holds for the real network, and every bad value is one sentence."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from workflows.config import parse
+from workflows.errors import ConfigError
+from workflows.llm.config import LlmConfig, ModelConfig, check_ranks, mathematics, size
+from workflows.llm.model import Transformer, loss
+
+MODELS = [
+    ModelConfig(width=width, layers=layers, kv_heads=kv_heads, tied_head=tied, seq_len=8, **more)
+    for (width, kv_heads), layers, tied, more in itertools.product(
+        [(16, None), (32, 1), (64, 2), (48, 3)],
+        [1, 3],
+        [True, False],
+        [{}, {"ffn_width": 40, "vocab_size": 300, "head_width": 8}],
+    )
+]
+
+
+def config(**sections) -> LlmConfig:
+    data = {"train": {"steps": 1}, **sections}
+    return parse(LlmConfig, data, lambda path: f"f.yaml: {'.'.join(map(str, path))}")
+
+
+def name(model: ModelConfig) -> str:
+    return f"w{model.width}-l{model.layers}-k{model.key_heads}of{model.heads}-f{model.ffn}-tied{model.tied_head:d}"
+
+
+@pytest.mark.parametrize("model", MODELS, ids=name)
+def test_parameters_are_those_of_the_real_network(model):
+    network = Transformer(model, seed=0)
+    counted = {name: p.numel() for name, p in network.named_parameters()}
+    outside = sum(n for name, n in counted.items() if name in ("embedding.weight", "head.weight"))
+    assert model.parameters() == (sum(counted.values()), sum(counted.values()) - outside)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=name)
+def test_flops_are_those_that_torch_counts_on_the_real_network(model):
+    """The attention runs as plain matmuls here: torch counts 2.5 instead of 2 forward passes for the fused
+    backward, which computes the scores again. Neither convention halves them for the causal mask."""
+    network, batch = Transformer(model, seed=0), 3
+    tokens = torch.zeros((batch, model.seq_len), dtype=torch.int64)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        loss(network(tokens), tokens).backward()
+    assert counter.get_total_flops() == batch * model.seq_len * model.flops_per_token()
+
+
+def test_defaults_are_filled_in():
+    model = ModelConfig(width=64)
+    assert (model.heads, model.key_heads, model.ffn) == (4, 4, 176)
+    assert ModelConfig(width=48, kv_heads=1, ffn_width=7).key_heads == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "steps"),
+    [
+        ({"steps": 7}, 7),
+        ({"tokens": 8 * 128}, 1),
+        ({"tokens": 8 * 128 + 1}, 2),
+        ({"tokens": 1}, 1),
+        ({"flops": 1.0}, 1),
+        ({"tokens": 3e8}, 292_969),
+        ({"tokens": 4096, "global_batch": 2}, 16),
+    ],
+)
+def test_a_length_is_rounded_up_to_whole_steps(train, steps):
+    made = config(train=train)
+    assert made.steps == steps
+    assert size(made).d_tokens == steps * made.tokens_per_step
+    assert size(made).c_flops == size(made).d_tokens * made.model.flops_per_token()
+
+
+def test_flops_buy_the_steps_that_cost_them():
+    made = config(train={"flops": 1e12})
+    a_step = made.tokens_per_step * made.model.flops_per_token()
+    assert 0 <= made.steps * a_step - 1e12 < a_step
+    exact = config(train={"flops": float(5 * a_step)})
+    assert exact.steps == 5
+
+
+def test_three_ways_to_say_one_length_are_one_run():
+    a_step = config().tokens_per_step * config().model.flops_per_token()
+    ways = [{"steps": 3}, {"tokens": 3 * 8 * 128}, {"flops": float(3 * a_step)}]
+    assert len({str(mathematics(config(train=way))) for way in ways}) == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "same"),
+    [
+        ({"parallel": {"backend": "gloo"}}, True),
+        ({"train": {"steps": 1, "microbatch": 2}}, True),
+        ({"train": {"steps": 1, "log_every": 3, "checkpoint_every": 3}}, True),
+        ({"train": {"steps": 2}}, False),
+        ({"train": {"steps": 1, "seed": 1}}, False),
+        ({"train": {"steps": 1, "evaluations": 2}}, False),
+        ({"data": {"seed": 1}}, False),
+        ({"optimizer": {"eps": 1e-9}}, False),
+        ({"model": {"norm_eps": 1e-6}}, False),
+    ],
+)
+def test_only_what_changes_the_result_makes_another_run(section, same):
+    assert (mathematics(config(**section)) == mathematics(config())) is same
+
+
+def test_the_peak_falls_with_the_width_as_told():
+    assert config(model={"width": 32}).peak_lr == 1.6e-2
+    assert config(model={"width": 64}).peak_lr == 0.8e-2
+    assert config(model={"width": 64}, optimizer={"lr_width_power": 0}).peak_lr == 1.6e-2
+
+
+BAD = [
+    ({"model": {"width": 30}}, "model: model.width=30 is no multiple of model.head_width=16"),
+    ({"model": {"width": 15, "head_width": 5}}, "model: model.head_width=5 is odd"),
+    ({"model": {"width": 64, "kv_heads": 3}}, "model: model.kv_heads=3 does not divide the 4 heads"),
+    ({"model": {"width": 64, "kv_heads": 8}}, "model: model.kv_heads=8 does not divide the 4 heads"),
+    ({"model": {"width": 8}}, "model: model.width=8 is no multiple of model.head_width=16"),
+    ({"model": {"width": 0}}, "model.width: holds 0, allowed is greater than or equal to 1"),
+    ({"model": {"arch": "gpt5"}}, "model.arch: holds \"gpt5\", allowed is 'llama'"),
+    ({"model": {"vocab_size": 100}}, " model.vocab_size=100: the byte tokenizer needs 256"),
+    ({"model": {"rope_theta": 0}}, "model.rope_theta: holds 0, allowed is greater than 0"),
+    ({"data": {"validation_fraction": 0}}, "data.validation_fraction: holds 0, allowed is greater than 0"),
+    ({"data": {"validation_fraction": 1}}, "data.validation_fraction: holds 1, allowed is less than 1"),
+    ({"data": {"tokenizer": "bpe"}}, "data.tokenizer: holds \"bpe\", allowed is 'byte'"),
+    ({"data": {"seed": -1}}, "data.seed: holds -1, allowed is greater than or equal to 0"),
+    ({"train": {"steps": 1, "seed": 2**63}}, f"train.seed: holds {2**63}, allowed is less than {2**63}"),
+    ({"train": {}}, "train: train: give exactly one of tokens, flops, steps; it holds none of them"),
+    ({"train": {"steps": 1, "flops": 1}}, "one of tokens, flops, steps; it holds flops, steps"),
+    ({"train": {"steps": 0}}, "train.steps: holds 0, allowed is greater than or equal to 1"),
+    ({"train": {"flops": float("inf")}}, "train.flops: holds Infinity, allowed is a finite number"),
+    ({"train": {"steps": 1, "dtype": "fp8"}}, "train.dtype: holds \"fp8\", allowed is 'fp32' or 'fp64'"),
+    ({"train": {"steps": 1, "microbatch": 3}}, "train.microbatch=3 does not divide train.global_batch=8"),
+    ({"optimizer": {"beta1": 1}}, "optimizer.beta1: holds 1, allowed is less than 1"),
+    ({"optimizer": {"beta2": float("nan")}}, "optimizer.beta2: holds NaN, allowed is less than 1"),
+    ({"optimizer": {"lr": "1e-3"}}, 'optimizer.lr: holds "1e-3", allowed is a valid number'),
+    ({"optimizer": {"weight_decay": -0.1}}, "optimizer.weight_decay: holds -0.1, allowed is greater than or"),
+    (
+        {"optimizer": {"schedule": "wsd", "warmup_fraction": 0.5, "decay_fraction": 0.6}},
+        "optimizer.warmup_fraction=0.5 and decay_fraction=0.6 are more than the whole run; together at most 1",
+    ),
+    (
+        {"parallel": {"backend": "mpi"}},
+        "parallel.backend: holds \"mpi\", allowed is 'mpi4py', 'gloo' or 'nccl'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sections", "sentence"), BAD, ids=lambda value: str(value)[:40])
+def test_a_bad_value_is_one_sentence(sections, sentence):
+    with pytest.raises(ConfigError) as caught:
+        config(**sections)
+    assert sentence in str(caught.value)
+    assert str(caught.value).startswith("f.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "microbatch", "fits"), [(8, None, True), (4, 2, True), (3, None, False), (4, 4, False)]
+)
+def test_ranks_share_the_batch_in_whole_microbatches_or_are_refused(ranks, microbatch, fits):
+    made = config(train={"steps": 1, "microbatch": microbatch})
+    if fits:
+        check_ranks(made, ranks)
+    else:
+        sentence = f"train.global_batch=8 is no multiple of {ranks} ranks x microbatch {microbatch or 1}"
+        with pytest.raises(ValueError, match=sentence):
+            check_ranks(made, ranks)

@@ -1,0 +1,234 @@
+"""Text becomes tokens once: documents stay whole, a document moves no other, and a mistake is one sentence."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from launch.errors import LaunchError
+from workflows.errors import ConfigError
+from workflows.llm.config import DataConfig
+from workflows.llm.data import PIECES, open_tokens, prepare_tokens, read_documents
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Forty documents, each with words of its own."""
+    (tmp_path / "text").mkdir()
+    for i in range(40):
+        document(tmp_path / "text", i)
+    return tmp_path / "text"
+
+
+def document(folder: Path, i: int) -> bytes:
+    text = f"<{i}>".encode() * (20 + i)
+    (folder / f"{i:03d}.txt").write_bytes(text)
+    return text
+
+
+def parts(folder: Path, cache: Path, **settings) -> tuple[bytes, bytes]:
+    """(training text, validation text) of a folder."""
+    made = prepare_tokens(DataConfig(source=f"{folder}/*.txt", validation_fraction=0.2, **settings), cache)
+    train, validation = made.read()
+    return train.tobytes(), validation.tobytes()
+
+
+def held_in(text: bytes, documents: range) -> set[int]:
+    """The documents that stand whole in a text."""
+    return {i for i in documents if f"<{i}>".encode() * (20 + i) in text}
+
+
+def test_the_standard_librarys_text_is_found_without_its_tests():
+    documents = read_documents("stdlib")
+    names = [name for name, _ in documents]
+    assert len(names) > 300
+    assert sum(len(text) for _, text in documents) > 5e6
+    assert {"json/decoder.py", "argparse.py"} <= set(names)
+    assert names == sorted(names)
+    assert not any("site-packages" in name or name.startswith(("/", "test/")) for name in names)
+
+
+def test_no_document_is_split_between_training_and_validation(folder, tmp_path):
+    train, validation = parts(folder, tmp_path)
+    trained, held_back = held_in(train, range(40)), held_in(validation, range(40))
+    assert trained | held_back == set(range(40))
+    assert not trained & held_back
+    assert 1 <= len(held_back) <= 16
+    assert len(train) + len(validation) == sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_another_document_moves_no_other(folder, tmp_path):
+    before = held_in(parts(folder, tmp_path)[1], range(40))
+    for i in range(40, 60):
+        document(folder, i)
+        after = held_in(parts(folder, tmp_path)[1], range(60))
+        assert before == after & set(range(40))
+
+
+def test_another_seed_holds_other_documents_back(folder, tmp_path):
+    held_back = {frozenset(held_in(parts(folder, tmp_path, seed=s)[1], range(40))) for s in range(5)}
+    assert len(held_back) == 5
+
+
+def test_at_least_one_document_is_held_back(folder, tmp_path):
+    config = DataConfig(source=f"{folder}/*.txt", validation_fraction=1e-9)
+    (folder / "empty.txt").touch()
+    for seed in range(20):  # an empty document would be a poor one to validate on
+        made = prepare_tokens(config.model_copy(update={"seed": seed}), tmp_path)
+        assert made.validation_documents == 1
+        assert made.validation_tokens > 0
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 10_000])
+def test_a_single_file_is_cut_into_pieces_that_make_it_up(tmp_path, length):
+    text = os.urandom(length)
+    (tmp_path / "one.txt").write_bytes(text)
+    (tmp_path / "one.empty").touch()
+    for source in (tmp_path / "one.txt", tmp_path / "one.*"):
+        documents = read_documents(str(source))
+        assert len(documents) == PIECES
+        assert b"".join(piece for _, piece in documents) == text
+        assert max(len(p) for _, p in documents) - min(len(p) for _, p in documents) <= 1
+
+
+def test_a_glob_takes_files_at_any_depth_and_no_directory(folder):
+    (folder / "deep.txt").mkdir()
+    (folder / "deep.txt" / "inner.txt").write_text("inner")
+    names = [name for name, _ in read_documents(f"{folder}/**/*.txt")]
+    assert len(names) == 41
+    assert f"{folder}/deep.txt/inner.txt" in names
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    (tmp_path / "a[1].txt").write_text("brackets")
+    assert b"".join(text for _, text in read_documents(str(tmp_path / "a[1].txt"))) == b"brackets"
+
+
+def test_prepared_text_is_made_once_and_again_only_when_something_changed(folder, tmp_path):
+    config = DataConfig(source=f"{folder}/*.txt")
+    first = prepare_tokens(config, tmp_path / "cache")
+    written_ns = first.path.stat().st_mtime_ns
+    assert prepare_tokens(config, tmp_path / "cache") == first
+    assert first.path.stat().st_mtime_ns == written_ns
+    (folder / "000.txt").write_text("changed")
+    assert prepare_tokens(config, tmp_path / "cache").text_sha256 != first.text_sha256
+    assert first.path.read_bytes() == b"".join(part.tobytes() for part in first.read())
+
+
+def test_many_processes_prepare_one_text_at_once(folder, tmp_path):
+    config = DataConfig(source=f"{folder}/*.txt")
+    workers = [FORK.Process(target=prepare_tokens, args=(config, tmp_path / "cache")) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 6
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (
+            "nowhere.txt",
+            "data.source: no file '{here}/nowhere.txt'; give 'stdlib', a file, or a glob of files",
+        ),
+        ("*.pdf", "data.source: no file '{here}/*.pdf'"),
+        ("", "data.source: no file '{here}/'"),
+        ("empty.txt", "data.source: '{here}/empty.txt' holds no text, only empty files"),
+        ("empty*", "data.source: '{here}/empty*' holds no text, only empty files"),
+        ("broken*", "data.source: {here}/broken.txt: No such file or directory"),
+        ("nowhere.tokens", "data.source: {here}/nowhere.tokens: No such file or directory"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_named(tmp_path, source, sentence):
+    for name in ("empty.txt", "empty2.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "broken.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError) as caught:
+        prepare_tokens(DataConfig(source=f"{tmp_path}/{source}"), tmp_path / "cache")
+    assert str(caught.value).startswith(sentence.format(here=tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def say_what_is_read(path: Path, said) -> None:
+    if os.getuid() == 0:
+        os.setuid(65534)  # root may read everything
+    try:
+        said.put(len(read_documents(str(path))))
+    except ConfigError as error:
+        said.put(str(error))
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path):
+    path = tmp_path / "secret.txt"
+    path.write_text("secret")
+    path.chmod(0)
+    for parent in [tmp_path, tmp_path.parent, tmp_path.parent.parent]:
+        parent.chmod(0o755)
+    said = FORK.Queue()
+    process = FORK.Process(target=say_what_is_read, args=(path, said))
+    process.start()
+    assert said.get(timeout=10) == f"data.source: {path}: Permission denied"
+    process.join()
+
+
+def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(LaunchError, match=f"^{tmp_path}/cache: "):
+        prepare_tokens(DataConfig(source=f"{folder}/*.txt"), tmp_path / "cache")
+
+
+def header(**changes):
+    def change(tokens: Path) -> None:
+        path = tokens.with_suffix(".json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def emptied(tokens: Path) -> None:
+    header(train_tokens=0, validation_tokens=0)(tokens)
+    tokens.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda tokens: tokens.write_bytes(b"short"), "{tokens}: its number of tokens is 5, it should be "),
+        (lambda tokens: tokens.unlink(), "{tokens}: No such file or directory"),
+        (lambda tokens: tokens.with_suffix(".json").unlink(), "{header}: No such file or directory"),
+        (
+            lambda tokens: tokens.with_suffix(".json").write_text("{"),
+            "{header}: is no header of a token file",
+        ),
+        (
+            lambda tokens: tokens.with_suffix(".json").write_text("[]"),
+            "{header}: is no header of a token file",
+        ),
+        (
+            lambda tokens: tokens.with_suffix(".json").write_bytes(b"\xff"),
+            "{header}: is no header of a token",
+        ),
+        (header(tokenizer="bpe"), "{tokens}: its tokenizer is bpe, it should be byte"),
+        (header(schema="isoflop-tokens/9"), "{tokens}: its schema is isoflop-tokens/9, it should be "),
+        (header(train_tokens="many"), "{header}: is no header of a token file"),
+        (header(train_tokens=-1, validation_tokens=4321), "{header}: is no header of a token file"),
+        (header(colour="red"), "{header}: is no header of a token file"),
+        (emptied, "{tokens}: holds no tokens"),
+    ],
+)
+def test_a_token_file_that_is_not_what_it_says_is_refused(folder, tmp_path, damage, sentence):
+    tokens = prepare_tokens(DataConfig(source=f"{folder}/*.txt"), tmp_path).path
+    assert open_tokens(tokens, "byte").path == tokens
+    damage(tokens)
+    with pytest.raises(ConfigError) as caught:
+        prepare_tokens(DataConfig(source=str(tokens)), tmp_path)
+    wanted = "data.source: " + sentence.format(tokens=tokens, header=tokens.with_suffix(".json"))
+    assert str(caught.value).startswith(wanted)
