@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from launch.errors import CheckpointError
 from workflows.llm.config import OptimizerConfig
 
 
@@ -108,8 +109,21 @@ def state_arrays(model: nn.Module, optimizer: AdamW) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def load_state_arrays(model: nn.Module, optimizer: AdamW, arrays: Mapping[str, np.ndarray]) -> None:
-    """Take weights, moments and step counts back, bit by bit. Raises KeyError for an array that is missing."""
+    """Take weights, moments and step counts back, bit by bit.
+
+    Raises:
+        CheckpointError: an array is missing, or of another shape or type than this model's.
+    """
     for name, parameter in model.named_parameters():
         held = (parameter, *optimizer.moments[name], optimizer.steps[name])
         for kind, tensor in zip(("weight", "moment1", "moment2", "step"), held, strict=True):
-            tensor.copy_(torch.tensor(arrays[f"{kind}/{name}"]))
+            key, wanted = f"{kind}/{name}", tensor.detach().numpy()
+            array = arrays.get(key)
+            if array is None:
+                raise CheckpointError(f"the checkpoint holds no array '{key}'")
+            if (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
+                raise CheckpointError(
+                    f"array '{key}' is {array.dtype}{list(array.shape)} in the checkpoint, "
+                    f"{wanted.dtype}{list(wanted.shape)} in this model"
+                )
+            tensor.copy_(torch.tensor(array))
