@@ -20,9 +20,9 @@ BYTE_VOCABULARY = 256
 
 
 class ModelConfig(Section):
-    """A Llama-type decoder: RMSNorm, rotary positions, SwiGLU, grouped-query attention."""
+    """A decoder: a Llama's (RMSNorm, rotary positions, SwiGLU) or a GPT's (LayerNorm, learned positions, GELU, biases)."""
 
-    arch: Literal["llama"] = "llama"
+    arch: Literal["llama", "gpt"] = "llama"
     """Kind of block."""
     width: Count = 64
     """Model dimension."""
@@ -33,7 +33,7 @@ class ModelConfig(Section):
     kv_heads: Count | None = None
     """Key and value heads, each shared by heads / kv_heads query heads; default: as many as heads."""
     ffn_width: Count | None = None
-    """Inner width of SwiGLU; default: 8/3 of the width, rounded up to a multiple of 8."""
+    """Inner width; default: 4 times the width in a GPT, else 8/3 of it, rounded up to a multiple of 8."""
     seq_len: Count = 128
     """Tokens a sequence."""
     vocab_size: Count = BYTE_VOCABULARY
@@ -57,8 +57,8 @@ class ModelConfig(Section):
 
     @property
     def ffn(self) -> int:
-        """Inner width of SwiGLU."""
-        return self.ffn_width or 8 * math.ceil(self.width / 3)
+        """Inner width of the feed-forward part."""
+        return self.ffn_width or (4 * self.width if self.arch == "gpt" else 8 * math.ceil(self.width / 3))
 
     @model_validator(mode="after")
     def _divides(self) -> ModelConfig:
@@ -71,15 +71,19 @@ class ModelConfig(Section):
         return self
 
     def block_matmul_parameters(self) -> int:
-        """Return the weights of one block that are multiplied with every token: q, k, v, o, gate, up, down."""
+        """Return the weights of one block that are multiplied with every token: q, k, v, o, (gate,) up, down."""
         attention = self.width * self.head_width * (2 * self.heads + 2 * self.key_heads)
-        return attention + 3 * self.width * self.ffn
+        return attention + (2 if self.arch == "gpt" else 3) * self.width * self.ffn
 
     def parameters(self) -> tuple[int, int]:
-        """Return the number of parameters: (total, without embedding and head)."""
-        blocks = self.layers * (self.block_matmul_parameters() + 2 * self.width) + self.width
+        """Return the number of parameters: (total, without embedding, learned positions and head)."""
+        norm, biases, positions = self.width, 0, 0
+        if self.arch == "gpt":
+            norm, positions = 2 * self.width, self.seq_len * self.width
+            biases = self.head_width * (self.heads + 2 * self.key_heads) + 2 * self.width + self.ffn
+        blocks = self.layers * (self.block_matmul_parameters() + biases + 2 * norm) + norm
         embedding = self.vocab_size * self.width * (1 if self.tied_head else 2)
-        return blocks + embedding, blocks
+        return blocks + embedding + positions, blocks
 
     def flops_per_token(self) -> int:
         """Return forward and backward FLOPs a token, a multiply-add counted as 2 (see FLOPS_CONVENTION)."""
@@ -148,8 +152,6 @@ class TrainConfig(Section):
     """Length in optimizer steps."""
     global_batch: Count = 8
     """Sequences a step over all ranks."""
-    microbatch: Count | None = None
-    """Sequences a rank handles at once; default: its whole share of the batch."""
     evaluations: Count = 5
     """Times the validation loss is taken, at equal distances in tokens, the last at the end."""
     evaluation_sequences: Count = 256
@@ -160,8 +162,8 @@ class TrainConfig(Section):
     """Steps between checkpoints; the end of training is always one."""
     seed: Seed = 0
     """Of the initial weights."""
-    dtype: Literal["fp32", "fp64"] = "fp32"
-    """Of weights, gradients and moments."""
+    dtype: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """Of weights, gradients and moments; `bf16` multiplies in bf16 and keeps all else in fp32."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -175,6 +177,22 @@ class TrainConfig(Section):
 class ParallelConfig(Section):
     """How ranks share the work; never changes the result beyond rounding."""
 
+    tp: Count = 1
+    """Tensor parallel ranks: each a slice of every matrix."""
+    pp: Count = 1
+    """Pipeline parallel ranks: each some of the layers."""
+    cp: Count = 1
+    """Context parallel ranks: each a stretch of every sequence."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """What data-parallel ranks share instead of copying: 1 moments, 2 also gradients, 3 also weights."""
+    microbatch: Count | None = None
+    """Sequences a rank handles at once; default: its whole share of the batch."""
+    schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble", "zbv", "dualpipev"] = "1f1b"
+    """Order of the microbatches in the pipeline."""
+    stages_per_rank: Count = 1
+    """Stretches of layers a pipeline rank holds; 2 for zbv and dualpipev, 2 or more for interleaved."""
+    recompute: Literal["none", "full"] = "none"
+    """Whether a block's inner values are kept for the backward pass or computed again."""
     backend: Literal["mpi4py", "gloo", "nccl"] = "mpi4py"
     """Backend of torch.distributed."""
     timeout_s: Positive = 600.0
@@ -200,11 +218,6 @@ class LlmConfig(Section):
         if self.model.vocab_size < BYTE_VOCABULARY:
             raise ValueError(
                 f"model.vocab_size={self.model.vocab_size}: the byte tokenizer needs {BYTE_VOCABULARY}"
-            )
-        micro = self.train.microbatch
-        if micro and self.train.global_batch % micro:
-            raise ValueError(
-                f"train.microbatch={micro} does not divide train.global_batch={self.train.global_batch}"
             )
         return self
 
@@ -236,7 +249,7 @@ def mathematics(config: LlmConfig) -> dict[str, Any]:
     FLOPs, steps) are one once they are steps: none of these makes another run.
     """
     held = config.model_dump(
-        mode="json", exclude={"parallel": True, "train": {"microbatch", "log_every", "checkpoint_every"}}
+        mode="json", exclude={"parallel": True, "train": {"log_every", "checkpoint_every"}}
     )
     length = {"steps": config.steps, "tokens": None, "flops": None}
     return {**held, "train": {**held["train"], **length}}
@@ -252,7 +265,42 @@ def size(config: LlmConfig) -> RunSize:
 
 
 def check_ranks(config: LlmConfig, ranks: int) -> None:
-    """Raise ValueError when the batch cannot be shared equally by so many ranks."""
-    batch, micro = config.train.global_batch, config.train.microbatch or 1
-    if batch % (ranks * micro):
-        raise ValueError(f"train.global_batch={batch} is no multiple of {ranks} ranks x microbatch {micro}")
+    """Do nothing if so many ranks can share the work as `parallel` says.
+
+    Raises:
+        ValueError: something does not divide; the sentence names key, value and divisor.
+    """
+    parallel, model, train = config.parallel, config.model, config.train
+    dp, left = divmod(ranks, parallel.tp * parallel.pp * parallel.cp)
+    if left or not dp:
+        raise ValueError(
+            f"{ranks} ranks are no multiple of parallel.tp x pp x cp = {parallel.tp} x {parallel.pp} x {parallel.cp}"
+        )
+    stages = parallel.pp * parallel.stages_per_rank
+    micro = parallel.microbatch or 1
+    for what, value, divisor, by in (
+        ("train.global_batch", train.global_batch, dp * micro, f"{dp} data-parallel ranks x microbatch {micro}"),
+        ("the query heads, model.width / model.head_width", model.heads, parallel.tp, "parallel.tp"),
+        ("model.kv_heads", model.key_heads, parallel.tp, "parallel.tp"),
+        ("model.ffn_width", model.ffn, parallel.tp, "parallel.tp"),
+        ("model.seq_len", model.seq_len, 2 * parallel.cp if parallel.cp > 1 else 1, "2 parallel.cp"),
+        ("model.seq_len / parallel.cp", model.seq_len // parallel.cp, parallel.tp, "parallel.tp"),
+    ):
+        if value % divisor:
+            raise ValueError(f"{what} = {value} is no multiple of {divisor}, which is {by}")
+    if model.layers < stages:
+        raise ValueError(f"model.layers={model.layers}: {stages} pipeline stages need a layer each")
+
+
+def stage_layers(model: ModelConfig, stages: int) -> list[range]:
+    """Return the layers of each stage: the last one, which has the head as well, gets fewer where this evens out."""
+    block = model.block_matmul_parameters() + 2 * model.seq_len * model.width
+    head = model.vocab_size * model.width
+
+    def slowest(last: int) -> float:
+        others = math.ceil((model.layers - last) / max(1, stages - 1)) if stages > 1 else 0
+        return max(others * block, last * block + head)
+
+    last = min(range(1, model.layers - stages + 2), key=lambda n: (slowest(n), n)) if stages > 1 else model.layers
+    ends = [(model.layers - last) * stage // max(1, stages - 1) for stage in range(stages)] + [model.layers]
+    return [range(ends[stage], ends[stage + 1]) for stage in range(stages)]

@@ -1,4 +1,6 @@
-"""A Llama-type decoder in plain torch: no parallelism in here, so that any can be laid over it.
+"""A decoder of the Llama or GPT type in plain torch: no parallelism in here, so that any can be laid over it.
+
+Modules take the sizes that they work with from their inputs and weights, so that they run as well on slices of both.
 
 Shape suffixes: B batch, L sequence, D width, F inner width, H query heads, K key heads, E head width, V vocabulary.
 """
@@ -7,12 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the field's own name for it)
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from workflows.llm.config import ModelConfig
+
+Recompute = Literal["none", "full"]
+Norm = nn.RMSNorm | nn.LayerNorm
 
 
 def rotary_table(config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -32,45 +40,76 @@ def rotate(x_BHLE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def attend(q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor) -> Tensor:
+    """Return causal attention, (B, H, L, E); each key head serves H / K query heads in turn."""
+    grouped = q_BHLE.shape[1] != k_BKLE.shape[1]
+    return F.scaled_dot_product_attention(q_BHLE, k_BKLE, v_BKLE, is_causal=True, enable_gqa=grouped)
+
+
 class Attention(nn.Module):
-    """Causal grouped-query attention."""
+    """Causal grouped-query attention, with rotary positions in a Llama."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.key_heads, self.head_width = config.heads, config.key_heads, config.head_width
-        self.wq = nn.Linear(config.width, self.heads * self.head_width, bias=False)
-        self.wk = nn.Linear(config.width, self.key_heads * self.head_width, bias=False)
-        self.wv = nn.Linear(config.width, self.key_heads * self.head_width, bias=False)
-        self.wo = nn.Linear(self.heads * self.head_width, config.width, bias=False)
+        self.head_width, self.rotary = config.head_width, config.arch == "llama"
+        bias = config.arch == "gpt"
+        self.wq = nn.Linear(config.width, config.heads * self.head_width, bias=bias)
+        self.wk = nn.Linear(config.width, config.key_heads * self.head_width, bias=bias)
+        self.wv = nn.Linear(config.width, config.key_heads * self.head_width, bias=bias)
+        self.wo = nn.Linear(config.heads * self.head_width, config.width, bias=bias)
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attend
 
     def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
         """Return the attended values, (B, L, D)."""
-        batch, length, _ = x_BLD.shape
-        q_BHLE = self.wq(x_BLD).view(batch, length, self.heads, self.head_width).transpose(1, 2)
-        k_BKLE = self.wk(x_BLD).view(batch, length, self.key_heads, self.head_width).transpose(1, 2)
-        v_BKLE = self.wv(x_BLD).view(batch, length, self.key_heads, self.head_width).transpose(1, 2)
-        attended_BHLE = F.scaled_dot_product_attention(
-            rotate(q_BHLE, cos_LE, sin_LE),
-            rotate(k_BKLE, cos_LE, sin_LE),
-            v_BKLE,
-            is_causal=True,
-            enable_gqa=self.key_heads != self.heads,
-        )
-        return self.wo(attended_BHLE.transpose(1, 2).reshape(batch, length, -1))
+        q_BHLE, k_BKLE, v_BKLE = (self._heads(matrix(x_BLD)) for matrix in (self.wq, self.wk, self.wv))
+        if self.rotary:
+            q_BHLE, k_BKLE = rotate(q_BHLE, cos_LE, sin_LE), rotate(k_BKLE, cos_LE, sin_LE)
+        return self.wo(self.attend(q_BHLE, k_BKLE, v_BKLE).transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate x) * up x)."""
+    """SwiGLU, down(silu(gate x) * up x), in a Llama; down(gelu(up x)) in a GPT."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.width, config.ffn, bias=False)
-        self.up = nn.Linear(config.width, config.ffn, bias=False)
-        self.down = nn.Linear(config.ffn, config.width, bias=False)
+        bias = config.arch == "gpt"
+        self.gate = None if bias else nn.Linear(config.width, config.ffn, bias=False)
+        self.up = nn.Linear(config.width, config.ffn, bias=bias)
+        self.down = nn.Linear(config.ffn, config.width, bias=bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Return (B, L, D)."""
+        if self.gate is None:
+            return self.down(F.gelu(self.up(x_BLD)))
         return self.down(F.silu(self.gate(x_BLD)) * self.up(x_BLD))
+
+
+class Positions(nn.Module):
+    """Learned positions of a GPT, added to the stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.seq_len, config.width))
+        self.register_buffer("rows_L", torch.arange(config.seq_len), persistent=False)
+        self.share = 0
+        """Which share of the batch's tokens comes, when they come flat."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the stream, (B, L, D) or flat (T, D), with each token's position added."""
+        if x.ndim == 3:
+            rows = self.rows_L[: x.shape[1]]
+        else:
+            rows = self.rows_L[(torch.arange(len(x)) + self.share * len(x)) % len(self.rows_L)]
+        return x + F.embedding(rows, self.weight)
+
+
+def make_norm(config: ModelConfig) -> Norm:
+    """Return a norm of the stream: RMSNorm in a Llama, LayerNorm in a GPT."""
+    kind = nn.RMSNorm if config.arch == "llama" else nn.LayerNorm
+    return kind(config.width, eps=config.norm_eps)
 
 
 class Block(nn.Module):
@@ -78,9 +117,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention_norm = make_norm(config)
         self.attention = Attention(config)
-        self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
 
     def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
@@ -90,28 +129,58 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens (B, L) to logits (B, L, V)."""
+    """Tokens (B, L) to logits (B, L, V), or a stretch of the layers between them.
 
-    def __init__(self, config: ModelConfig, seed: int, dtype: torch.dtype = torch.float32) -> None:
+    A stretch that does not begin with layer 0 takes the stream (B, L, D) of the one before it, one that does not end
+    with the last layer returns it. Parameters have the same names in a stretch as in the whole.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        layers: range | None = None,
+    ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        if config.tied_head:
-            self.head.weight = self.embedding.weight
+        held = range(config.layers) if layers is None else layers
+        self.first, self.last = held.start == 0, held.stop == config.layers
+        self.recompute: Recompute = "none"
+        if self.first or (self.last and config.tied_head):
+            self.embedding = nn.Embedding(config.vocab_size, config.width)
+        if self.first and config.arch == "gpt":
+            self.positions = Positions(config)
+        self.blocks = nn.ModuleDict({str(layer): Block(config) for layer in held})
+        if self.last:
+            self.norm = make_norm(config)
+            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+            if config.tied_head:
+                self.head.weight = self.embedding.weight
         self.to(dtype)
         cos_LE, sin_LE = rotary_table(config, dtype)
         self.register_buffer("cos_LE", cos_LE, persistent=False)
         self.register_buffer("sin_LE", sin_LE, persistent=False)
-        initialise(self, seed)
+        if not self.cos_LE.is_meta:
+            initialise(self, seed)
 
-    def forward(self, tokens_BL: Tensor) -> Tensor:
-        """Return the logits of the next token at every position."""
-        x_BLD = self.embedding(tokens_BL)
-        for block in self.blocks:
-            x_BLD = block(x_BLD, self.cos_LE, self.sin_LE)
-        return self.head(self.norm(x_BLD))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of the next token at every position, or the stream after this stretch."""
+        if self.first:
+            x = self.embedding(x)
+            if hasattr(self, "positions"):
+                x = self.positions(x)
+        for block in self.blocks.values():
+            if self.recompute == "full" and torch.is_grad_enabled():
+                x = checkpoint(block, x, self.cos_LE, self.sin_LE, use_reentrant=False)
+            else:
+                x = block(x, self.cos_LE, self.sin_LE)
+        return self.head(self.norm(x)) if self.last else x
+
+    def see(self, positions_L: Tensor) -> None:
+        """Take the tokens of a sequence as standing at these positions from now on, instead of at 0, 1, 2, ..."""
+        self.cos_LE, self.sin_LE = self.cos_LE[positions_L], self.sin_LE[positions_L]
+        if hasattr(self, "positions"):
+            self.positions.rows_L = self.positions.rows_L[positions_L]
 
 
 @torch.no_grad()
@@ -124,7 +193,9 @@ def initialise(model: Transformer, seed: int) -> None:
     head is the square of its embedding, starts near 1, and the loss near ln V. The other norms are 1.
     """
     for name, weight in model.named_parameters():
-        if weight.ndim == 1:
+        if name.endswith("bias"):
+            weight.zero_()
+        elif weight.ndim == 1:
             weight.fill_(len(weight) ** -0.5 if name == "norm.weight" else 1.0)
         elif name.endswith(("wo.weight", "down.weight")):
             weight.zero_()

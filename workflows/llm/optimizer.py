@@ -26,16 +26,16 @@ class AdamW:
     rank of every run more than a second.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], config: OptimizerConfig) -> None:
         self._config = config
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = dict(parameters)
         self.moments = {
             name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self._parameters.items()
         }
         self.steps = {name: torch.zeros((), dtype=torch.float32) for name in self._parameters}
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, gradients: Mapping[str, Tensor]) -> None:
         """Update every parameter from its gradient."""
         chosen = self._config
         for decay, is_matrix in ((chosen.weight_decay, True), (0.0, False)):
@@ -43,7 +43,7 @@ class AdamW:
             torch._foreach_add_([self.steps[name] for name in names], 1)
             torch._fused_adamw_(
                 [self._parameters[name] for name in names],
-                [self._parameters[name].grad for name in names],  # type: ignore[misc]  # `gradients` found them all
+                [gradients[name] for name in names],
                 [self.moments[name][0] for name in names],
                 [self.moments[name][1] for name in names],
                 [],

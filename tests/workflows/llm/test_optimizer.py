@@ -94,9 +94,9 @@ def test_a_missing_gradient_is_named_and_an_old_one_does_not_stand_in_for_it():
     fill_gradients(model, 0)
     assert len(gradients(model)) == len(list(model.parameters()))
     optimizer.zero_grad()
-    model.blocks[1].requires_grad_(False)
+    model.blocks["1"].requires_grad_(False)
     fill_gradients(model, 0)
-    model.blocks[1].requires_grad_(True)
+    model.blocks["1"].requires_grad_(True)
     with pytest.raises(MissingGradientError, match=r"^no gradient for blocks\.1\.attention_norm\.weight, "):
         gradients(model)
 

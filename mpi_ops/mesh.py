@@ -1,0 +1,79 @@
+"""The groups of a layout as one rank sees them: its line of ranks along each axis, each on its own communicator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from mpi_ops.layout import Axis, ParallelLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """This rank's groups; None stands for a group of this rank alone."""
+
+    layout: ParallelLayout
+    rank: int
+    tp: dist.ProcessGroup | None
+    """Ranks with the other slices of the same matrices."""
+    cp: dist.ProcessGroup | None
+    """Ranks with the other stretches of the same sequences."""
+    pp: dist.ProcessGroup | None
+    """Ranks with the other layers."""
+    dp: dist.ProcessGroup | None
+    """Ranks with other sequences, and the same weights."""
+    data: dist.ProcessGroup | None
+    """Ranks with the same weights and other tokens: along dp and cp together; gradients are reduced here."""
+    ends: dist.ProcessGroup | None
+    """First and last stage of this rank's pipeline, when it is one of them: tied weights are kept equal here."""
+
+    def place(self, axis: Axis) -> int:
+        """Return this rank's place along an axis."""
+        return self.layout.coords(self.rank)[axis]
+
+
+def make_mesh(layout: ParallelLayout) -> Mesh:
+    """Return the groups of this rank in the world that torch.distributed holds. Every rank calls it.
+
+    Raises:
+        LayoutError: the layout is not one of this world.
+
+    Cost: an agreement among the members of each group, O(log P) messages; other ranks take no part.
+    """
+    rank = dist.get_rank()
+    layout.check(dist.get_world_size())
+    here = layout.coords(rank)
+    lines = {axis: _line(layout, rank, (axis,)) for axis in ("tp", "cp", "pp", "dp")}
+    data = _line(layout, rank, ("dp", "cp"))
+    at_end = here["pp"] in (0, layout.pp - 1)
+    return Mesh(
+        layout,
+        rank,
+        tp=_group(lines["tp"], "tp"),
+        cp=_group(lines["cp"], "cp"),
+        pp=_group(lines["pp"], "pp"),
+        dp=_group(lines["dp"], "dp"),
+        data=_group(data, "data"),
+        ends=_group((lines["pp"][0], lines["pp"][-1]), "ends") if at_end and layout.pp > 1 else None,
+    )
+
+
+def _line(layout: ParallelLayout, rank: int, axes: Iterable[Axis]) -> list[int]:
+    """Return the ranks that differ from `rank` along `axes` alone, ascending."""
+    here = layout.coords(rank)
+    same = {axis: place for axis, place in here.items() if axis not in tuple(axes)}
+    return [
+        other
+        for other in range(layout.world_size)
+        if all(layout.coords(other)[axis] == place for axis, place in same.items())
+    ]
+
+
+def _group(ranks: Iterable[int], name: str) -> dist.ProcessGroup | None:
+    members = list(ranks)
+    if len(members) == 1:
+        return None
+    group: dist.ProcessGroup = dist.new_group(members, use_local_synchronization=True, group_desc=name)
+    return group

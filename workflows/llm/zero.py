@@ -1,0 +1,61 @@
+"""Shards of what data-parallel ranks would hold alike (ZeRO, 1910.02054), by torch's FSDP2.
+
+Imported only where it is used: it loads torch's compiler, which costs a rank more than a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from workflows.llm.model import Transformer
+
+
+def shard(stages: Iterable[Transformer], group: dist.ProcessGroup, zero: int) -> dict[str, int]:
+    """Shard the rows of every parameter over `group`; return the first row that this rank holds of each.
+
+    Moments are sharded since the optimizer sees the shards. With `zero` 1 gradients are reduced once a step, with 2
+    after every microbatch, so that only their shards are kept; with 3 the weights are gathered for each use.
+
+    Cost: 1: a step, one reduce-scatter and one all-gather of all parameters; 2: the reduce-scatter a microbatch;
+    3: and two all-gathers a microbatch.
+    """
+    mesh, first = DeviceMesh.from_group(group, "cpu"), {}
+    for stage in stages:
+        for part in (*stage.blocks.values(), stage):
+            fully_shard(part, mesh=mesh, reshard_after_forward=zero == 3)
+        if zero == 1:
+            stage.set_requires_gradient_sync(False)
+            stage.set_reshard_after_backward(False)
+        for name, parameter in stage.named_parameters():
+            _, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, parameter.placements)
+            first[name] = offset[0]
+    return first
+
+
+def let_go(stages: Iterable[nn.Module]) -> None:
+    """Free the gathered weights after a forward pass that no backward follows: an update would not reach them."""
+    for stage in stages:
+        for part in stage.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+
+def reduce_shards(stages: Iterable[nn.Module]) -> None:
+    """Reduce the gradients that ZeRO-1 has kept whole over the microbatches, and let go of the gathered weights."""
+    for stage in stages:
+        assert isinstance(stage, FSDPModule)  # noqa: S101
+        stage.set_requires_gradient_sync(True)
+        stage.set_reshard_after_backward(True)
+        state = fully_shard.state(stage)
+        for each in state._state_ctx.all_states:
+            for parameters in each._fsdp_param_groups:
+                parameters.post_backward()
+        state._root_post_backward_final_callback()
+        stage.set_requires_gradient_sync(False)
+        stage.set_reshard_after_backward(False)
