@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -27,7 +28,9 @@ def behave(job: bootstrap.Job, behaviour: str) -> None:
     if job.rank == job.world_size - 1:
         if behaviour == "raise":
             raise ValueError("boom")
-        if behaviour == "mistake":
+        if behaviour == "vanish":
+            shutil.rmtree(job.run.path)
+        if behaviour in ("mistake", "vanish"):
             raise ConfigError("text.txt: the file is empty")
         if behaviour == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
