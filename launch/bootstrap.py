@@ -137,6 +137,7 @@ def _library() -> str:
 
 
 def _say(rank: int, sentence: str) -> None:
-    print(f"rank {rank}: {sentence}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"rank {rank}: {sentence}\n")  # one write, so that no other rank's line comes between
+    sys.stderr.flush()
     if os.environ.get("ISOFLOP_TRACEBACK"):
         traceback.print_exc()

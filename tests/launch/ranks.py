@@ -37,7 +37,8 @@ def behave(job: bootstrap.Job, behaviour: str) -> None:
         if behaviour == "exit":
             sys.exit(3)
     MPI.COMM_WORLD.Barrier()
-    print(f"rank {job.rank} of {job.world_size}, local {job.local_rank}")
+    # One write: an unbuffered `print` makes two, and another rank's line may come between them.
+    sys.stdout.write(f"rank {job.rank} of {job.world_size}, local {job.local_rank}\n")
 
 
 def main() -> None:
