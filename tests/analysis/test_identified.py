@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis import fit, minimise
+from analysis import fit, laws, minimise
 from analysis.errors import DataError, NotConvergedError
 from analysis.summary import coefficient_rows
 from tests.analysis.studies import TRUTH, grid, losses, observe, study
@@ -82,6 +82,23 @@ def test_equal_losses_are_refused():
     N, D = grid()
     with pytest.raises(DataError, match=r"^simulated: all losses are 2\.5; no law follows from one value"):
         fit("chinchilla", observe(N, D, np.full(N.size, 2.5)))
+
+
+@pytest.mark.parametrize("spread", [4, 40, 200])
+def test_a_column_that_holds_no_losses_is_refused(spread):
+    N, D = grid()
+    wild = np.exp(spread * np.random.default_rng(0).standard_normal(N.size))
+    with pytest.raises(DataError, match=r"^simulated: losses from .* at most a factor of 1e\+06 is fitted"):
+        fit("chinchilla", observe(N, D, wild))
+
+
+def test_a_start_that_overflows_is_not_converged():
+    problem = laws.get("chinchilla").bind(study(0))
+    steep = replace(problem, x=1e3 * problem.x - 1e3)
+    start = np.array([[1.0, 1.0, 1.0, 5.0, 1.0]])
+    found = minimise.minimise(steep, start, np.ones((1, len(problem.x))), 1e-3)
+    assert not found.converged[0]
+    assert found.objective[0] == np.inf
 
 
 def test_settings_that_make_no_sense_are_refused():
