@@ -16,6 +16,8 @@ from analysis.table import Observations
 
 Floats = NDArray[np.float64]
 SAME_LOSS = 1e-12
+MOST_SPREAD = 1e6
+"""Ratio of the highest loss to the lowest, beyond which a column holds something else."""
 SAME_OBJECTIVE = 1e-6
 """Relative difference up to which two starts ended at the same minimum."""
 WIDE = 10.0
@@ -55,6 +57,11 @@ def fit(
     if np.ptp(observations.L) <= SAME_LOSS * observations.L.max():
         raise DataError(
             f"{observations.source}: all losses are {observations.L[0]:.6g}; no law follows from one value"
+        )
+    low, high = observations.L.min(), observations.L.max()
+    if high > MOST_SPREAD * low:
+        raise DataError(
+            f"{observations.source}: losses from {low:.6g} to {high:.6g}; at most a factor of {MOST_SPREAD:g} is fitted"
         )
     n = len(observations)
     starts = problem.starts()

@@ -79,7 +79,10 @@ def _slope(theta: Floats, gradient: Floats, bounds: tuple[Floats, Floats]) -> Fl
 def _objective(
     problem: Problem, theta: Floats, weights: Floats, delta: float, scale: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """Return scaled value (B,), gradient (B, P) and Hessian (B, P, P)."""
+    """Return scaled value (B,), gradient (B, P) and Hessian (B, P, P).
+
+    Where one of them overflows the value is infinite and the gradient not a number: no step ends or starts there.
+    """
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         residual, slopes = problem.residual(theta)
         size = np.abs(residual)
@@ -90,7 +93,8 @@ def _objective(
         inside = weights * (size <= delta)
         hessian = np.einsum("bn,bni,bnj->bij", inside, slopes, slopes, optimize=True)
         hessian = (hessian + problem.curvature(theta, pull)) * scale[:, None, None]
-    return np.where(np.isfinite(value), value, np.inf), gradient, hessian
+    whole = np.isfinite(value) & np.isfinite(hessian).all(axis=(1, 2))
+    return np.where(whole, value, np.inf), np.where(whole[:, None], gradient, np.nan), hessian
 
 
 def _step(

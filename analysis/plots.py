@@ -36,8 +36,9 @@ def loss_curves(runs: Sequence[RunSummary]) -> Figure | None:
                 axis.plot(train["tokens"] * scale, train["value"], lw=0.7, alpha=0.35, **style)
             axis.plot(val["tokens"] * scale, val["value"], "o-", ms=3, lw=1.4, **style)
         axis.set(xscale="log", xlabel=f"training {unit}", ylabel="loss, nat/token")
-        highest = max(float(np.max(run.curves["val_loss"]["value"])) for run in shown)
-        axis.set_ylim(top=highest * 1.03)
+        values = np.concatenate([run.curves["val_loss"]["value"] for run in shown])
+        if np.isfinite(values).any():  # the training loss starts far above
+            axis.set_ylim(top=values[np.isfinite(values)].max() * 1.03)
     _legend(axes[0], shown, colour)
     axes[1].set_title("thin: training, dots: validation", fontsize=9, loc="right")
     return figure
@@ -121,7 +122,7 @@ def hold_outs(fit: FitResult, runs: Sequence[RunSummary]) -> Figure | None:
         axis.plot(fit.predict(run.N, run.D), row, "|", ms=20, mew=2, color="black")
         axis.plot(run.measured, row, "*", ms=14, mec="white", color=HOLD_OUT)
         axis.plot(fit.mean_loss, row, "x", ms=8, mew=2, color="grey")
-    axis.set_yticks(range(len(held)), [run.run_id for run in held], fontsize=9)
+    axis.set_yticks(range(len(held)), [run.run_id for run in held], fontsize=9, parse_math=False)
     axis.set(ylim=(-0.7, len(held) - 0.3), xlabel="loss, nat/token")
     axis.set_title(
         "bar: predicted, 95 %   star: measured   cross: mean of the fitted runs", fontsize=9, loc="right"

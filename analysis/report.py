@@ -29,6 +29,8 @@ from analysis.summary import (
 )
 
 PNG_DPI = 130
+PLOTS = frozenset({"loss_curves", "law", "hold_outs", "residuals", "frontier"})
+"""Every plot that a report may have."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f24; --soft: #6b7280; --line: #e3e5e8; --paper: #fff; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) {
@@ -64,6 +66,10 @@ def write_report(
     )
     try:
         (directory / "plots").mkdir(mode=0o700, exist_ok=True)
+        for name in PLOTS.difference(
+            name for name, _, _ in figures
+        ):  # an older report's would contradict this one
+            (directory / "plots" / f"{name}.png").unlink(missing_ok=True)
         for name, _, figure in figures:
             _write(directory / "plots" / f"{name}.png", _png(figure))
         _write(directory / "report.html", page.encode())

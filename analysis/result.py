@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,8 @@ class FitResult:
             beside.chmod(0o600)
             beside.rename(directory / "fit.h5")
         except OSError as error:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
             raise DataError(f"{directory}: the fit cannot be written ({error.strerror or error})") from None
 
     def _sampled(self) -> Mapping[str, Floats]:

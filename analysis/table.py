@@ -53,7 +53,13 @@ class Observations:
         return hashlib.sha256(np.stack([self.N, self.D, self.L]).astype("<f8").tobytes()).hexdigest()
 
     def drop_highest_loss(self, count: int) -> Observations:
-        """Return these without the `count` highest losses; each exclusion is kept as a sentence."""
+        """Return these without the `count` highest losses; each exclusion is kept as a sentence.
+
+        Raises:
+            DataError: `count` is negative.
+        """
+        if count < 0:
+            raise DataError(f"drop_highest_loss={count}: at least 0")
         worst = np.argsort(-self.L, kind="stable")[:count]
         gone = tuple(
             f"{self.labels[i]}: L = {self.L[i]:.6g}, among the {count} highest" for i in sorted(worst)
@@ -81,6 +87,10 @@ def read_table(path: Path, columns: Mapping[str, str]) -> Observations:
     rows = _rows(path)
     header = rows[0][1]
     for name, column in columns.items():
+        if header.count(column) > 1:
+            raise DataError(
+                f"{path}: {header.count(column)} columns are called '{column}'; rename all but one"
+            )
         if column not in header:
             near = get_close_matches(column, header, n=1) or header
             raise DataError(f"{path}: no column '{column}' for {name}; there is {', '.join(map(repr, near))}")
@@ -147,4 +157,7 @@ def parse_columns(text: str) -> dict[str, str]:
     pairs: Sequence[list[str]] = [part.split("=", 1) for part in text.split(",") if part]
     if any(len(pair) != 2 for pair in pairs):
         raise DataError(f"columns: '{text}'; write N=column,D=column,L=column")
-    return {name.strip(): column.strip() for name, column in pairs}
+    named = {name.strip(): column.strip() for name, column in pairs}
+    if len(named) < len(pairs):
+        raise DataError(f"columns: '{text}' names one of N, D, C, L twice")
+    return named

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +96,8 @@ def start(argv: Sequence[str] | None = None) -> Iterator[Job]:
             code = getattr(error, "exit_code", 1)
             cause = str(error) if hasattr(error, "exit_code") else f"{type(error).__name__}: {error}"
             if job is not None:
-                write_exit(job.run, job.attempt, job.exit_record(code, cause))
+                with suppress(LaunchError):  # the disk that ended the run may be full for its record, too
+                    write_exit(job.run, job.attempt, job.exit_record(code, cause))
             if not hasattr(error, "exit_code"):
                 raise
             _say(comm.rank, cause)
@@ -136,6 +137,7 @@ def _library() -> str:
 
 
 def _say(rank: int, sentence: str) -> None:
-    print(f"rank {rank}: {sentence}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"rank {rank}: {sentence}\n")  # one write, so that no other rank's line comes between
+    sys.stderr.flush()
     if os.environ.get("ISOFLOP_TRACEBACK"):
         traceback.print_exc()

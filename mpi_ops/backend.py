@@ -21,7 +21,7 @@ from mpi4py import MPI
 from torch import Tensor
 from torch._C._distributed_c10d import _DistributedBackendOptions
 
-from mpi_ops.errors import BackendError, OperationError, TensorError
+from mpi_ops.errors import BackendError, OperationError, TensorError, reason
 from mpi_ops.group import Group, own_communicator
 from mpi_ops.wire import joined, overlap, raw, read, reduction, same_dtype, spread, written
 from mpi_ops.work import NO_TIMEOUT, Posted, Work
@@ -55,7 +55,7 @@ def operation(
             except TensorError as error:
                 raise TensorError(f"{name} on {self}: {error}") from None
             except (MPI.Exception, OverflowError) as error:
-                raise OperationError(f"{name} on {self}: {error}") from error
+                raise OperationError(f"{name} on {self}: {reason(error)}") from error
             tally = self.tally(name)
             options = kwargs.get("opts", args[-1] if args else None)
             limit = getattr(options, "timeout", NO_TIMEOUT)
@@ -390,7 +390,7 @@ class MpiProcessGroup(Group):
         """Return the bytes of each rank's rows."""
         rows = tensor.shape[0] if tensor.dim() else 1
         shares = splits or [rows // self.comm.size] * self.comm.size
-        if len(shares) != self.comm.size or sum(shares) != rows:
+        if len(shares) != self.comm.size or sum(shares) != rows or min(shares) < 0:
             raise TensorError(
                 f"{rows} rows in splits of {shares}: one for each of {self.comm.size} ranks, all rows"
             )

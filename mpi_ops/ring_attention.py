@@ -69,7 +69,8 @@ class RingAttention(torch.autograd.Function):
     def forward(ctx: Any, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, group: dist.ProcessGroup) -> Tensor:
         """Return (B, H, L, E)."""
         rank, size = dist.get_rank(group), dist.get_world_size(group)
-        q_BHLE = _dense(q_BHLE)
+        if q_BHLE.stride(-1) != 1:  # the kernels take it for granted, of keys and values as well
+            q_BHLE = q_BHLE.contiguous()
         own_2BKLE = kv_2BKLE = torch.stack((k_BKLE, v_BKLE))
         for step in range(size):
             moving = [_pass(kv_2BKLE, group, 1)] if step < size - 1 else []
@@ -93,7 +94,6 @@ class RingAttention(torch.autograd.Function):
         """Return the gradients of q, k and v."""
         q_BHLE, own_2BKLE, kv_2BKLE, out_BHLE, sum_BHL = ctx.saved_tensors
         group, rank, size = ctx.group, dist.get_rank(ctx.group), dist.get_world_size(ctx.group)
-        grad_BHLE = _dense(grad_BHLE)
         dq_BHLE = torch.zeros_like(q_BHLE, dtype=_wide(q_BHLE))
         coming: list[Transfer] = []
         for step in range(size):
@@ -218,11 +218,6 @@ def _merge(out_BHLE: Tensor, sum_BHL: Tensor, block_BHLE: Tensor, block_sum_BHL:
     out_BHLE *= (sum_BHL - total_BHL).exp().unsqueeze(-1)
     out_BHLE += block_BHLE * (block_sum_BHL - total_BHL).exp().unsqueeze(-1)
     sum_BHL.copy_(total_BHL)
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """Return `tensor` with the elements of a head side by side, which the kernels take for granted."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 from torch.futures import Future
 
-from mpi_ops.errors import OperationError, OperationTimeoutError
+from mpi_ops.errors import OperationError, OperationTimeoutError, reason
 
 if TYPE_CHECKING:
     from mpi_ops.counters import Tally
@@ -177,22 +177,26 @@ class Work(c10d.Work):
         try:
             if not self._test():
                 return False
-            if posted.finish is not None:
-                with torch.no_grad():
-                    posted.finish()
-        except (
-            MPI.Exception,
-            OperationError,
-        ) as error:  # other requests may still be under way: their memory stays held
-            self._error = OperationError(f"{self}: {error}")
-        except Exception as error:
-            self._error = error
-        else:
+            self._finish()
+        except MPI.Exception as error:
+            self._error = OperationError(f"{self}: {reason(error)}")
+        if self._error is None or len(posted.requests) == 1:  # else some may still write into their memory
             self._group.pending.discard(self)
             posted.held = ()
         posted.finish = None
         self._over = True
         return True
+
+    def _finish(self) -> None:
+        if self.posted.finish is None:
+            return
+        try:
+            with torch.no_grad():
+                self.posted.finish()
+        except OperationError as error:
+            self._error = OperationError(f"{self}: {error}")
+        except Exception as error:
+            self._error = error
 
     def _expire(self, limit_s: float) -> None:
         """Give up: the operation is over with an error, though its memory still belongs to MPI."""

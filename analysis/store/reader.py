@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from analysis.errors import StoreError
 from analysis.store.schema import EVENT, ROW, SCHEMA
 
+METADATA_READS = 24
+"""Attempts at one piece of metadata; the waits between them add up to 2^24 ns."""
 Rows = NDArray[np.void]
 
 
@@ -53,7 +57,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
         StoreError: missing, not HDF5, damaged, or of another schema.
     """
     try:
-        with h5py.File(path, "r", libver="latest", swmr=True) as file:
+        with h5py.File(_open_swmr(path)) as file:
             schema = file["meta"].attrs["schema"]
             if schema != SCHEMA:
                 raise StoreError(f"{path}: schema is {schema!r}, this reads {SCHEMA}")
@@ -63,16 +67,29 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise StoreError(f"{path}: cannot be read as {SCHEMA} ({reason})") from None
 
 
+def _open_swmr(path: Path) -> h5py.h5f.FileID:
+    """Return `path` opened for SWMR reading, with few attempts at metadata that does not match its checksum.
+
+    By default HDF5 makes a hundred and waits twice as long before each: a truncated file would hang its reader for
+    good. h5py has no name for the setting, so it is asked of the very library that h5py is linked to.
+    """
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+    library = ctypes.CDLL(h5py.h5p.__file__)
+    library.H5Pset_metadata_read_attempts(ctypes.c_int64(access.id), ctypes.c_uint(METADATA_READS))
+    return h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY | h5py.h5f.ACC_SWMR_READ, access)
+
+
 def read_attempt(path: Path) -> AttemptMetrics:
     """Return all that one metrics file holds now. Raises StoreError."""
     with opened(path) as file:
-        summary = file["summary"][0] if "summary" in file else np.zeros((), dtype=[])
+        summary = _rows(path, file["summary"])[0] if "summary" in file else np.zeros((), dtype=[])
         return AttemptMetrics(
             path,
             {name: _plain(value) for name, value in file["meta"].attrs.items()},
-            {name: table[:] for name, table in file.get("streams", {}).items()},
-            {name: table[:] for name, table in file.get("dist", {}).items()},
-            file["events"][:] if "events" in file else np.empty(0, EVENT),
+            {name: _rows(path, table) for name, table in file.get("streams", {}).items()},
+            {name: _rows(path, table) for name, table in file.get("dist", {}).items()},
+            _rows(path, file["events"]) if "events" in file else np.empty(0, EVENT),
             {name: float(summary[name]) for name in summary.dtype.names or () if not np.isnan(summary[name])},
         )
 
@@ -95,10 +112,10 @@ def read_run(directory: Path) -> RunMetrics:
     """
     attempts: list[AttemptMetrics] = []
     numbers, damaged = [], []
-    for path in sorted(directory.glob("attempt-*.h5")):
+    for number, path in sorted(_attempt_files(directory)):
         try:
             attempts.append(read_attempt(path))
-            numbers.append(int(re.sub(r"\D", "", path.stem)))
+            numbers.append(number)
         except StoreError as error:
             damaged.append(str(error))
     if not attempts:
@@ -106,9 +123,9 @@ def read_run(directory: Path) -> RunMetrics:
     streams: dict[str, Rows] = {}
     for attempt in attempts:
         restored = attempt.meta.get("restore_step", 0)
+        streams = {name: rows[rows["step"] <= restored] for name, rows in streams.items()}
         for name, rows in attempt.streams.items():
-            before = streams.get(name, np.empty(0, ROW))
-            streams[name] = np.concatenate([before[before["step"] <= restored], rows])
+            streams[name] = np.concatenate([streams.get(name, np.empty(0, ROW)), rows])
     summaries = [attempt.summary for attempt in attempts if attempt.summary]
     return RunMetrics(
         attempts[-1].meta,
@@ -118,6 +135,30 @@ def read_run(directory: Path) -> RunMetrics:
         numbers,
         damaged,
     )
+
+
+def _rows(path: Path, table: h5py.Dataset) -> Rows:
+    """Return all rows of a table. Raises StoreError when the file ends before them: HDF5 itself would read zeros."""
+    rows: Rows = table[:]
+    ends = [0]
+    if table.chunks:
+        table.id.chunk_iter(lambda chunk: ends.append(chunk.byte_offset + chunk.size))
+    else:
+        ends.append((table.id.get_offset() or 0) + rows.nbytes)
+    held_bytes = path.stat().st_size
+    if max(ends) > held_bytes:
+        raise StoreError(
+            f"{path}: is truncated: {table.name} goes on to byte {max(ends):,}, the file has {held_bytes:,}"
+        )
+    return rows
+
+
+def _attempt_files(directory: Path) -> Iterator[tuple[int, Path]]:
+    """Yield (number, path) of every attempt's file; other names, such as a recovered copy's, are none of ours."""
+    for path in directory.glob("attempt-*.h5"):
+        match = re.fullmatch(r"attempt-(\d{3,})", path.stem)
+        if match:
+            yield int(match[1]), path
 
 
 def _plain(value: Any) -> Any:

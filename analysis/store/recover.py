@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
@@ -14,14 +15,23 @@ def recover(path: Path, out: Path) -> int:
     """Copy every object of `path` into the new, closed file `out` and return the number of stream rows in it.
 
     The original is only read: `h5clear` and other repairs in place have been seen to lose what was still there.
+    The copy is made in memory, so that `out` is written whole or reported.
 
     Raises:
-        StoreError: `path` cannot be read, or `out` exists.
+        StoreError: `path` cannot be read, or `out` exists or cannot be written.
     """
-    try:
-        with opened(path) as damaged, h5py.File(out, "x") as clean:
+    with h5py.File.in_memory() as clean:
+        with opened(path) as damaged:
             for name in damaged:
                 damaged.copy(name, clean)
-            return sum(len(table) for table in clean.get("streams", {}).values())
+        rows = sum(len(table) for table in clean.get("streams", {}).values())
+        clean.flush()
+        image = clean.id.get_file_image()
+    try:
+        with open(os.open(out, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(image)
     except FileExistsError:
         raise StoreError(f"{out}: exists already; choose another name") from None
+    except OSError as error:
+        raise StoreError(f"{out}: cannot be written ({error.strerror})") from None
+    return rows

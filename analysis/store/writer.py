@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,15 +46,14 @@ class MetricsWriter:
         self._started_s = self._flushed_s = time.monotonic()
         self._waiting: dict[str, list[tuple[object, ...]]] = {}
         self._n_waiting = 0
+        self._failure: StoreError | None = None
         try:
             self._file = h5py.File(path, "x", libver="latest")
-            self._build(meta, streams, dists, summary)
-            self._file.swmr_mode = True
-            os.chmod(path, 0o600)
         except FileExistsError:
             raise StoreError(f"{path}: exists already; one attempt writes one file") from None
-        except OSError as error:
-            raise self._failed(error) from None
+        except (OSError, RuntimeError) as error:
+            raise StoreError(_sentence(path, error)) from None
+        self._guarded(lambda: self._build(meta, streams, dists, summary))
 
     def append(self, stream: str, *, step: int, tokens: int, value: float) -> None:
         """Add a row to a stream."""
@@ -60,8 +61,8 @@ class MetricsWriter:
 
     def event(self, kind: str, message: str, step: int = -1) -> None:
         """Add an event; a long message is cut to what the fixed-length field holds."""
-        row = (time.monotonic() - self._started_s, step, kind.encode()[:16], message.encode()[:232])
-        self._add("events", row)
+        texts = (_cut(kind, EVENT["kind"].itemsize), _cut(message, EVENT["message"].itemsize))
+        self._add("events", (time.monotonic() - self._started_s, step, *texts))
 
     def distribution(
         self,
@@ -125,6 +126,8 @@ class MetricsWriter:
         fields = np.dtype([(name, "<f8") for name in summary])
         if summary:
             self._file.create_dataset("summary", (1,), fields)[0] = tuple(np.nan for _ in summary)
+        self._file.swmr_mode = True
+        os.chmod(self.path, 0o600)
 
     def _add(self, table: str, row: tuple[object, ...]) -> None:
         self._waiting.setdefault(table, []).append(row)
@@ -144,12 +147,35 @@ class MetricsWriter:
         self._file.flush()
 
     def _guarded(self, action: Callable[[], None]) -> None:
+        if self._failure:
+            raise self._failure
         try:
             action()
         except (OSError, RuntimeError, ValueError) as error:
-            raise self._failed(error) from None
+            self._failure = StoreError(_sentence(self.path, error))
+            self._let_go()
+            raise self._failure from None
 
-    def _failed(self, error: Exception) -> StoreError:
-        free = shutil.disk_usage(self.path.parent).free if self.path.parent.is_dir() else 0
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return StoreError(f"{self.path}: cannot be written ({reason}); {free:,} bytes are free there")
+    def _let_go(self) -> None:
+        """Close a file that takes no more rows, and leave it as the last flush did.
+
+        HDF5 would try the failed writes again when it closes and when the process exits, and crash: from here on
+        they lead nowhere.
+        """
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, self._file.id.get_vfd_handle())
+        os.close(nowhere)
+        with suppress(OSError, RuntimeError, ValueError):
+            self._file.close()
+
+
+def _cut(text: str, most_bytes: int) -> bytes:
+    """Return the whole characters that fit into `most_bytes` of UTF-8."""
+    return text.encode(errors="backslashreplace")[:most_bytes].decode(errors="ignore").encode()
+
+
+def _sentence(path: Path, error: Exception) -> str:
+    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+    told = re.search(r"error message = '([^']*)'", str(error))
+    reason = told[1] if told else (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{path}: cannot be written ({reason}); {free:,} bytes are free there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -27,14 +28,17 @@ def behave(job: bootstrap.Job, behaviour: str) -> None:
     if job.rank == job.world_size - 1:
         if behaviour == "raise":
             raise ValueError("boom")
-        if behaviour == "mistake":
+        if behaviour == "vanish":
+            shutil.rmtree(job.run.path)
+        if behaviour in ("mistake", "vanish"):
             raise ConfigError("text.txt: the file is empty")
         if behaviour == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "exit":
             sys.exit(3)
     MPI.COMM_WORLD.Barrier()
-    print(f"rank {job.rank} of {job.world_size}, local {job.local_rank}")
+    # One write: an unbuffered `print` makes two, and another rank's line may come between them.
+    sys.stdout.write(f"rank {job.rank} of {job.world_size}, local {job.local_rank}\n")
 
 
 def main() -> None:

@@ -78,6 +78,14 @@ def test_a_mistake_of_the_user_ends_in_one_sentence_without_a_traceback(run):
     assert "Traceback" not in error
 
 
+def test_a_mistake_is_told_even_where_its_record_cannot_be_written(run, mpiexec):
+    (run.path / "behaviour").write_text("vanish")
+    ended = mpiexec(2, "-m", "tests.launch.ranks", str(run.path))
+    assert ended.status == 2
+    assert "rank 1: text.txt: the file is empty" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_killed_rank_is_named_by_the_parent(run):
     record = attempt(run, "killed", ranks=3)
     assert record.code == 1

@@ -1,13 +1,15 @@
-"""Cases of ring attention, functions of a group, run on every rank; test_ring_attention.py starts and judges them.
+"""Cases of ring attention, functions `test_*(group)`, run on every rank; test_ring_attention.py starts and judges them.
 
-Rank 0 prints {case: {"rank, group": traceback, ...}, ...}; a case without a fault has an empty entry.
+Rank 0 prints {case: {"rank, place": traceback, ...}, ...}; a case without a fault has an empty entry.
 """
 
 from __future__ import annotations
 
 import json
 import traceback
+from collections import ChainMap
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +26,6 @@ from mpi_ops.ring_attention import ring_attention, zigzag
 TIMEOUT_S = 20.0
 HEADS, KEY_HEADS, WIDTH = 6, 2, 8
 Group = dist.ProcessGroup
-Case = Callable[[Group], None]
 
 
 def data(batch: int, heads: int, key_heads: int, length: int, dtype: torch.dtype) -> list[Tensor]:
@@ -71,37 +72,61 @@ def compare(
         assert error <= tolerance, f"{name} is off by {error:.1e}"
 
 
-def grouped_queries(group: Group) -> None:
+def test_grouped_queries(group: Group) -> None:
     compare(group, 1e-10)
 
 
-def as_many_key_heads_as_heads(group: Group) -> None:
+def test_as_many_key_heads_as_heads(group: Group) -> None:
     compare(group, 1e-10, key_heads=HEADS)
 
 
-def one_key_head_for_all(group: Group) -> None:
+def test_one_key_head_for_all(group: Group) -> None:
     compare(group, 1e-10, batch=1, key_heads=1, chunk=2)
 
 
-def chunks_of_one_position(group: Group) -> None:
+def test_chunks_of_one_position(group: Group) -> None:
     compare(group, 1e-10, chunk=1)
 
 
-def messages_that_need_the_receiver(group: Group) -> None:
+def test_messages_that_need_the_receiver(group: Group) -> None:
     """128 KiB each, which MPI does not send eagerly."""
     compare(group, 1e-10, batch=2, heads=4, key_heads=4, chunk=64)
 
 
-def single_precision(group: Group) -> None:
+def test_single_precision(group: Group) -> None:
     compare(group, 3e-6, torch.float32, chunk=16)
 
 
-def brain_floats(group: Group) -> None:
-    """The output is rounded once more than a block, at 2^-9; sums over blocks are not."""
+def test_brain_floats(group: Group) -> None:
+    """A few roundings of 2^-9 in the kernels."""
     compare(group, 1e-2, torch.bfloat16, chunk=16)
 
 
-def large_scores(group: Group) -> None:
+def test_sums_of_brain_floats_over_blocks_are_rounded_once(group: Group) -> None:
+    """Queries see the hot positions alone; bf16 has no number between 256 and 258, and sums go up by less than 1."""
+    size, rank = group.size(), group.rank()
+    length = 4 * size
+    firsts = torch.arange(size) * 2  # of every rank's early chunk
+
+    def hot(*positions: int) -> Tensor:
+        rows = torch.zeros(1, 1, length, WIDTH)
+        rows[:, :, list(positions), 0] = 64
+        return rows.bfloat16()
+
+    value, grad = torch.zeros(2, 1, 1, length, WIDTH, dtype=torch.bfloat16)
+    value[:, :, firsts] = 2
+    value[:, :, 0] = 1024
+    out, *_ = on_a_ring(group, hot(*range(length)), hot(*firsts.tolist()), value, grad)
+    if rank == 0:  # it holds the last position, which sees all
+        assert out[0, 0, -1, 0] == torch.tensor((1024 + 2 * (size - 1)) / size).bfloat16()
+    grad[:, :, firsts] = 0.75
+    grad[:, :, firsts[-1]] = 256
+    *_, dv = on_a_ring(group, hot(*range(length)), hot(0), value, grad)
+    if rank == 0:
+        assert dv[0, 0, 0, 0] == torch.tensor(256 + 0.75 * (size - 1)).bfloat16()
+
+
+def test_large_scores(group: Group) -> None:
     """What all keys share takes scores into the hundreds and cancels: exponentials overflow, logarithms do not."""
     q, k, v, grad = data(1, HEADS, KEY_HEADS, 8 * group.size(), torch.float64)
     whole, mine = (q, k + 500, v, grad), zigzag(q.shape[2], group.size(), group.rank())
@@ -109,16 +134,17 @@ def large_scores(group: Group) -> None:
         torch.testing.assert_close(got, want[:, :, mine], rtol=0, atol=1e-10 * want.abs().max().item())
 
 
-def a_gradient_that_is_one_number(group: Group) -> None:
-    """The gradient of a sum has stride 0 everywhere, and q, k, v may be strided in any way."""
-    q, k, v, _ = data(2, HEADS, KEY_HEADS, 4 * group.size(), torch.float64)
-    q, k, v = (each.transpose(2, 3).contiguous().transpose(2, 3) for each in (q, k, v))
-    mine = zigzag(q.shape[2], group.size(), group.rank())
-    leaves = [
-        each[:, :, mine].transpose(2, 3).contiguous().transpose(2, 3).requires_grad_() for each in (q, k, v)
-    ]
+def test_tensors_strided_in_any_way(group: Group) -> None:
+    """Kernels of torch take for granted that a head's elements lie side by side; a sum's gradient has no strides."""
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.transpose(2, 3).contiguous().transpose(2, 3)
+
+    *whole, _ = data(2, HEADS, KEY_HEADS, 4 * group.size(), torch.float64)
+    mine = zigzag(4 * group.size(), group.size(), group.rank())
+    leaves = [turned(each[:, :, mine]).requires_grad_() for each in whole]
     ring_attention(*leaves, group).sum().backward()
-    for leaf, want in zip(leaves, full(q, k, v, torch.ones_like(q))[1:], strict=True):
+    for leaf, want in zip(leaves, full(*whole, torch.ones_like(whole[0]))[1:], strict=True):
         torch.testing.assert_close(leaf.grad, want[:, :, mine], rtol=0, atol=1e-12)
 
 
@@ -140,7 +166,7 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def every_rank_scores_as_many_pairs(group: Group) -> None:
+def test_every_rank_scores_as_many_pairs(group: Group) -> None:
     length = 6 * group.size()
     with Kernels() as kernels:
         on_a_ring(group, *data(1, HEADS, KEY_HEADS, length, torch.float64))
@@ -152,7 +178,7 @@ def every_rank_scores_as_many_pairs(group: Group) -> None:
     assert sum(loads) == HEADS * length * (length + 1) // 2, "all pairs that are not in the future, once each"
 
 
-def messages_leave_before_the_block_they_hide_behind(group: Group) -> None:
+def test_messages_leave_before_the_block_they_hide_behind(group: Group) -> None:
     steps = group.size()
     counters.reset()
     with Kernels() as kernels:
@@ -162,7 +188,7 @@ def messages_leave_before_the_block_they_hide_behind(group: Group) -> None:
     assert kernels.sent[::KEY_HEADS] == kernels.sent[KEY_HEADS - 1 :: KEY_HEADS] == forward + backward
 
 
-def it_costs_what_its_documentation_says(group: Group) -> None:
+def test_it_costs_what_its_documentation_says(group: Group) -> None:
     for dtype in (torch.float64, torch.bfloat16):
         tensors = data(2, HEADS, KEY_HEADS, 4 * group.size(), dtype)
         counters.reset()
@@ -173,34 +199,6 @@ def it_costs_what_its_documentation_says(group: Group) -> None:
         assert sum(each.calls for each in sent) == forward + keys + gradients
         widened = 2 if dtype is torch.bfloat16 else 1
         assert sum(each.sent_bytes for each in sent) == message_bytes * (forward + keys + widened * gradients)
-
-
-def without_gradients(group: Group) -> None:
-    q, k, v, grad = data(1, HEADS, KEY_HEADS, 4 * group.size(), torch.float64)
-    mine = zigzag(q.shape[2], group.size(), group.rank())
-    with torch.no_grad():
-        out = ring_attention(q[:, :, mine], k[:, :, mine], v[:, :, mine], group)
-    torch.testing.assert_close(out, full(q, k, v, grad)[0][:, :, mine], rtol=0, atol=1e-12)
-
-
-CASES: Mapping[str, Case] = {
-    case.__name__: case
-    for case in (
-        grouped_queries,
-        as_many_key_heads_as_heads,
-        one_key_head_for_all,
-        chunks_of_one_position,
-        messages_that_need_the_receiver,
-        single_precision,
-        brain_floats,
-        large_scores,
-        a_gradient_that_is_one_number,
-        every_rank_scores_as_many_pairs,
-        messages_leave_before_the_block_they_hide_behind,
-        it_costs_what_its_documentation_says,
-        without_gradients,
-    )
-}
 
 
 def groups(world_size: int) -> dict[str, Group]:
@@ -214,30 +212,28 @@ def groups(world_size: int) -> dict[str, Group]:
     return made
 
 
-def faults(case: Case, mine: Mapping[str, Group]) -> dict[str, str]:
-    """Return the traceback of each group on which the case fails on this rank."""
+def faults(case: Callable[[Any], None], places: Mapping[str, Any]) -> dict[str, str]:
+    """Return the traceback of each place at which the case fails on this rank."""
     found = {}
-    for name, group in mine.items():
+    for name, place in places.items():
         try:
-            case(group)
+            case(place)
         except Exception:
-            found[f"rank {dist.get_rank()}, group {name}"] = traceback.format_exc(limit=-4)
+            found[f"rank {dist.get_rank()}, {name}"] = traceback.format_exc(limit=-4)
     return found
 
 
-def report(cases: Mapping[str, Case]) -> None:
-    """Run the cases as one rank."""
+def report(module: Mapping[str, Any], places: Callable[[int], Mapping[str, Any]] = groups) -> None:
+    """Run the module's cases as one rank, at each of its places in a world of that size."""
     comm = MPI.COMM_WORLD
     init_process_group(comm, timeout_s=TIMEOUT_S)
-    mine = groups(comm.size)
-    found = {name: comm.allgather(faults(case, mine)) for name, case in cases.items()}
+    mine = places(comm.size)
+    cases = {name: case for name, case in module.items() if name.startswith("test_")}
+    found = {name: ChainMap(*comm.allgather(faults(case, mine))) for name, case in cases.items()}
     destroy_process_group(comm)
     if comm.rank == 0:
-        merged = {
-            name: {at: text for part in parts for at, text in part.items()} for name, parts in found.items()
-        }
-        print(json.dumps(merged))
+        print(json.dumps({name: dict(each) for name, each in found.items()}))
 
 
 if __name__ == "__main__":
-    report(CASES)
+    report(globals())

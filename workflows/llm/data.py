@@ -93,8 +93,7 @@ def read_documents(source: str) -> list[Document]:
     """
     if source == "stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])
-        paths = [path for path in root.rglob("*.py") if not NO_TEXT & set(path.relative_to(root).parts[:-1])]
-        named = [(path.relative_to(root).as_posix(), path) for path in paths]  # wherever Python is installed
+        named = [(path.relative_to(root).as_posix(), path) for path in _sources(root)]  # wherever Python lies
     else:
         found = [source] if os.path.isfile(source) else glob.glob(source, recursive=True)
         named = [(name, Path(name)) for name in found if not os.path.isdir(name)]
@@ -114,6 +113,13 @@ def read_documents(source: str) -> list[Document]:
     [(name, text)] = documents
     cuts = [len(text) * piece // PIECES for piece in range(PIECES + 1)]
     return [(f"{name}#{i:02d}", text[cuts[i] : cuts[i + 1]]) for i in range(PIECES)]
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    """Yield the Python files below `root`; the folders of NO_TEXT, which hold most files, are not entered."""
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if name not in NO_TEXT]
+        yield from (Path(folder, name) for name in files if name.endswith(".py"))
 
 
 def prepare_tokens(config: DataConfig, cache_dir: Path) -> TokenFile:

@@ -87,7 +87,7 @@ def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path) -> None:
 
     Raises:
         RefusedError: the checkpoint was made from another text.
-        DivergedError: the loss or the gradient is no longer a number.
+        DivergedError: the loss, the gradient or the validation loss is no longer a number.
     """
     tokens = _on_rank_0(job, lambda: prepare_tokens(config.data, cache_dir))
     saved = _on_rank_0(job, lambda: checkpoint.load(job.run.checkpoints))
@@ -127,6 +127,8 @@ def advance(run: Training) -> None:
     last = run.step == run.config.steps
     if last or run.step in evaluation_steps(run.config):
         run.val_loss = evaluate(run)
+        if not math.isfinite(run.val_loss):
+            raise _diverged(run.config, run.step, f"validation loss {run.val_loss}")
         run.metrics.record(run.step, run.tokens, val_loss=run.val_loss)
     wall_s = time.monotonic() - began_s
     run.wall_s += wall_s
@@ -162,10 +164,7 @@ def step(run: Training) -> tuple[float, float, float]:
     all_reduce_mean([*gradients, total])
     grad_norm = optimizer.clip(gradients, config.optimizer.grad_clip)
     if not math.isfinite(grad_norm):
-        raise DivergedError(
-            f"step {run.step + 1}: loss {total.item():.4g}, gradient norm {grad_norm}; lower optimizer.lr "
-            f"(the peak here is {config.peak_lr:.3g})"
-        )
+        raise _diverged(config, run.step + 1, f"loss {total.item():.4g}, gradient norm {grad_norm}")
     lr = optimizer.learning_rate(run.step, config.steps, config.peak_lr, config.optimizer)
     run.optimizer.step(lr)
     return total.item(), grad_norm, lr
@@ -222,7 +221,8 @@ def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
     run.job.step = run.step
     for sentence in saved.skipped:
         run.metrics.event("damaged", sentence, run.step)
-        print(f"rank {run.job.rank}: {sentence}; going on from step {saved.step}", file=sys.stderr)
+        if run.job.rank == 0:
+            print(f"rank 0: {sentence}; going on from step {saved.step}", file=sys.stderr)
     run.metrics.event("restored", f"from step {saved.step}", run.step)
 
 
@@ -241,6 +241,10 @@ def _meta(
         "text_sha256": tokens.text_sha256,
         "torch": str(torch.__version__),
     }
+
+
+def _diverged(config: LlmConfig, step: int, found: str) -> DivergedError:
+    return DivergedError(f"step {step}: {found}; lower optimizer.lr (the peak here is {config.peak_lr:.3g})")
 
 
 def _on_rank_0(job: bootstrap.Job, make: Callable[[], Made]) -> Made:

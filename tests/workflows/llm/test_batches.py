@@ -12,8 +12,10 @@ from workflows.llm.config import LlmConfig
 from workflows.llm.data import Batches
 
 LENGTH = 4
-TRAIN = np.arange(4 * 21 + 3, dtype=np.uint8)  # 21 windows and a rest; every token tells its place
-VALIDATION = np.arange(100, 100 + 4 * 10 + 1, dtype=np.uint8)
+TRAIN = np.arange(
+    4 * 22, dtype=np.uint8
+)  # 21 windows, the last four tokens have no successors; each tells its place
+VALIDATION = np.arange(100, 100 + 4 * 11, dtype=np.uint8)
 
 
 def batches(rank: int = 0, ranks: int = 1, data_seed: int = 0, batch: int = 4, **train) -> Batches:

@@ -1,0 +1,93 @@
+"""`isoflop fit` on a table, as a process: one JSON document on stdout, or one sentence on stderr."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import pytest
+
+from tests.analysis.studies import study
+from tests.conftest import Finished, run_process
+from tests.workflows.conftest import ISOFLOP
+
+COLUMNS = "N=Model Size,C=Training FLOP,L=loss"
+
+
+def command(*args: object) -> Finished:
+    return run_process([ISOFLOP, "fit", "--law", "chinchilla", *map(str, args)])
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A table of 20 runs without noise."""
+    points = study(0, noise=0.0)
+    rows = [
+        f"{N!r},{6 * N * D!r},{L!r}"
+        for N, D, L in zip(*(a.tolist() for a in (points.N, points.D, points.L)), strict=True)
+    ]
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["Model Size,Training FLOP,loss", *rows]))
+    return path
+
+
+def test_a_table_gives_one_json_document(shared_data):
+    data = shared_data("scaling/epoch_chinchilla_245.csv")
+    done = command(
+        "--data", data, "--columns", COLUMNS, "--drop-highest-loss", 5, "--bootstrap", 200, "--json"
+    )
+    assert (done.status, done.stderr) == (0, "")
+    told = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert told["params"]["alpha"] == pytest.approx(0.3473, abs=3e-4)
+    assert told["objective"] <= 0.0010182741 + 2e-9
+    for name, value in told["params"].items():
+        assert told["stderr"][name] > 0
+        assert told["intervals"][name][0] < value < told["intervals"][name][1]
+    for optimum in told["compute_optimal"]:
+        assert 6 * optimum["N"] * optimum["D"] == pytest.approx(optimum["C"])
+        assert optimum["intervals"].keys() == {"N", "D", "L"}
+    assert len(told["exclusions"]) == 5
+    assert (told["source"], told["flops_convention"]) == (str(data), "C = 6 N D")
+
+
+def test_without_json_the_same_is_a_table_for_people(table):
+    done = command("--data", table, "--columns", COLUMNS, "--bootstrap", 0)
+    assert (done.status, done.stderr) == (0, "")
+    assert re.search(r"^alpha +0\.34$", done.stdout, re.MULTILINE)
+    assert "20 points; sum of Huber terms" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "args", "sentence"),
+    [
+        (
+            {},
+            ["--columns", "N=Model Size,C=Training FLOPs,L=loss"],
+            "no column 'Training FLOPs' for C; there is 'Training FLOP'",
+        ),
+        ({}, [], "columns: name L and two of N, D, C"),
+        ({}, ["--columns", COLUMNS, "--law", "chinchila"], "no law 'chinchila'; there is chinchilla"),
+        ({}, ["--columns", COLUMNS, "--drop-highest-loss", "18"], "2 points with"),
+        ({"row": "1,1,-3"}, ["--columns", COLUMNS], "table.csv:22: column 'loss' holds -3"),
+    ],
+    ids=["column", "no columns", "law", "too few", "value"],
+)
+def test_a_mistake_in_the_data_is_one_sentence_and_exit_2(table, change, args, sentence):
+    if "row" in change:
+        table.write_text(table.read_text() + "\n" + change["row"])
+    done = command("--data", table, *args)
+    assert (done.status, done.stdout) == (2, "")
+    assert done.stderr.startswith("isoflop: ")
+    assert done.stderr.count("\n") == 1
+    assert sentence in done.stderr
+
+
+def test_a_fit_that_does_not_converge_is_exit_6(table):
+    hasty = "from analysis import minimise; minimise.MAX_STEPS = 2; from workflows.cli import main; main()"
+    done = run_process(
+        [sys.executable, "-c", hasty, "fit", "--data", str(table), "--columns", COLUMNS, "--json"]
+    )
+    assert (done.status, done.stdout) == (6, "")
+    assert "the chinchilla fit stopped at a scaled gradient of" in done.stderr
+    assert done.stderr.count("\n") == 1

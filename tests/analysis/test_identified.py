@@ -1,0 +1,156 @@
+"""What the data cannot tell is said: a warning, a parameter without a number, or a refusal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analysis import fit, laws, minimise
+from analysis.errors import DataError, NotConvergedError
+from analysis.summary import coefficient_rows
+from tests.analysis.studies import TRUTH, grid, losses, observe, study
+
+
+def test_a_good_study_is_identified():
+    found = fit("chinchilla", study(1, noise=0.002), bootstrap=200)
+    assert found.unidentified == {}
+    assert found.warnings == []
+    assert found.stderr.keys() == TRUTH.keys()
+
+
+def test_sizes_and_tokens_in_one_ratio_are_warned_about():
+    N = np.geomspace(1e7, 1e9, 16)
+    scatter = np.exp(0.003 * np.random.default_rng(0).standard_normal(16))
+    found = fit(
+        "chinchilla", observe(N, 20 * N, losses("chinchilla", TRUTH, N, 20 * N) * scatter), bootstrap=20
+    )
+    assert "ln N and ln D are correlated (1.000): their exponents are hard to tell apart" in found.warnings
+    assert {"B", "beta"} <= found.unidentified.keys()
+
+
+def test_equal_exponents_on_one_ratio_are_collinear():
+    N = np.geomspace(1e7, 1e9, 16)
+    found = fit("chinchilla", observe(N, N.copy(), 1.7 + 400 / N**0.3), bootstrap=100)
+    assert {"B", "beta"} <= found.unidentified.keys() or {"A", "alpha"} <= found.unidentified.keys()
+
+
+def test_a_vanishing_term_is_told_from_the_others():
+    found = fit("chinchilla", study(0, noise=0.0, B=0.0), bootstrap=100)
+    assert found.params["B"] == pytest.approx(0, abs=1e-9)
+    assert found.unidentified.keys() == {"B", "beta"}
+    assert found.unidentified["beta"] == "its term vanishes: any value fits as well"
+    assert found.params["alpha"] == pytest.approx(TRUTH["alpha"], rel=1e-6)
+
+
+def test_what_is_not_identified_has_no_standard_error():
+    found = fit("chinchilla", study(0, noise=0.003, B=0.0), bootstrap=200)
+    assert {"B", "beta"} <= found.unidentified.keys()
+    assert found.stderr.keys() == TRUTH.keys() - found.unidentified.keys() != set()
+    for row in coefficient_rows(found):
+        assert (row[2] == "") == row[4].startswith("NOT IDENTIFIED: ") == (row[0] in found.unidentified)
+
+
+def test_what_is_not_a_number_is_null_in_json():
+    found = fit("chinchilla", study(0), bootstrap=0)
+    no_trade = replace(found, params={**found.params, "B": 0.0})
+    told = json.loads(json.dumps(no_trade.to_json(), allow_nan=False))
+    assert told["params"] == no_trade.params
+    assert [optimum["N"] for optimum in told["compute_optimal"]] == [None] * len(found.budgets())
+
+
+@pytest.mark.parametrize(
+    ("N", "D", "sentence"),
+    [
+        ([1, 2, 3, 1, 2], [1, 2, 3, 2, 3], "5 points with 3 distinct N and 3 distinct D"),
+        ([7] * 9, range(1, 10), "9 points with 1 distinct N and 9 distinct D"),
+        ([7, 8] * 5, range(1, 11), "10 points with 2 distinct N and 10 distinct D"),
+        (range(1, 10), [4] * 9, "9 points with 9 distinct N and 1 distinct D"),
+    ],
+)
+def test_points_too_few_or_too_alike_are_refused(N, D, sentence):
+    N, D = 1e7 * np.array(N, float), 1e9 * np.array(D, float)
+    with pytest.raises(
+        DataError, match=f"^simulated: {sentence}; the law of five parameters needs at least 6"
+    ):
+        fit("chinchilla", observe(N, D, losses("chinchilla", TRUTH, N, D)))
+
+
+def test_equal_losses_are_refused():
+    N, D = grid()
+    with pytest.raises(DataError, match=r"^simulated: all losses are 2\.5; no law follows from one value"):
+        fit("chinchilla", observe(N, D, np.full(N.size, 2.5)))
+
+
+@pytest.mark.parametrize("spread", [4, 40, 200])
+def test_a_column_that_holds_no_losses_is_refused(spread):
+    N, D = grid()
+    wild = np.exp(spread * np.random.default_rng(0).standard_normal(N.size))
+    with pytest.raises(DataError, match=r"^simulated: losses from .* at most a factor of 1e\+06 is fitted"):
+        fit("chinchilla", observe(N, D, wild))
+
+
+def test_a_start_that_overflows_is_not_converged():
+    problem = laws.get("chinchilla").bind(study(0))
+    steep = replace(problem, x=1e3 * problem.x - 1e3)
+    start = np.array([[1.0, 1.0, 1.0, 5.0, 1.0]])
+    found = minimise.minimise(steep, start, np.ones((1, len(problem.x))), 1e-3)
+    assert not found.converged[0]
+    assert found.objective[0] == np.inf
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for wrong in ({"delta": 0.0}, {"delta": float("nan")}, {"bootstrap": -1}):
+        with pytest.raises(DataError, match=r"delta is positive, bootstrap at least 0"):
+            fit("chinchilla", study(0), **wrong)
+
+
+def test_too_few_resamples_are_warned_about():
+    found = fit("chinchilla", study(0), bootstrap=50)
+    assert "50 bootstrap resamples are too few for 95 % intervals" in found.warnings
+    none = fit("chinchilla", study(0), bootstrap=0)
+    assert (none.warnings, none.stderr, none.intervals, none.interval(1e8, 1e10)) == ([], {}, {}, None)
+
+
+def test_a_fit_that_did_not_converge_is_an_error(monkeypatch):
+    monkeypatch.setattr(minimise, "MAX_STEPS", 3)
+    with pytest.raises(
+        NotConvergedError, match=r"^simulated: the chinchilla fit stopped at a scaled gradient of"
+    ) as caught:
+        fit("chinchilla", study(0))
+    assert caught.value.exit_code == 6
+
+
+def test_a_resample_that_did_not_converge_is_said_and_left_out(monkeypatch):
+    whole = fit("chinchilla", study(0), bootstrap=0)
+    monkeypatch.setattr("analysis.fitting.minimise", _short_after_the_first())
+    found = fit("chinchilla", study(0), bootstrap=200)
+    assert found.params == whole.params
+    assert found.bootstrap_failed == 200 - len(found.sample) > 0
+    assert (
+        f"{found.bootstrap_failed} of 200 bootstrap resamples did not converge and are left out"
+        in found.warnings
+    )
+
+
+def _short_after_the_first():
+    calls = []
+
+    def minimise_once(*args):
+        calls.append(args)
+        steps = minimise.MAX_STEPS
+        minimise.MAX_STEPS = steps if len(calls) == 1 else 6
+        try:
+            return minimise.minimise(*args)
+        finally:
+            minimise.MAX_STEPS = steps
+
+    return minimise_once
+
+
+def test_predictions_far_outside_say_so():
+    found = fit("chinchilla", study(0), bootstrap=0)
+    assert found.far(1e9, 1e11) == ""
+    assert found.far(1e12, 1e11) == "1000 times beyond the fitted range"

@@ -1,0 +1,55 @@
+"""Train many runs one after the other in one world: `many_runs.py CASES.json`, a list of objects
+
+`{"run": directory, "config": LlmConfig, "cache_dir": directory, "stop_before": step or null}`. A run that stops does
+so as by a kill: without a last checkpoint. A run that comes twice goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from mpi4py import MPI  # isort: skip  (MPI comes before torch)
+from launch.bootstrap import Job
+from launch.rundir import RunDir
+from mpi_ops.process_group import destroy_process_group, init_process_group
+from workflows.llm import program
+from workflows.llm.config import LlmConfig
+
+ADVANCE = program.advance
+
+
+class Stopped(Exception):
+    """The step before which the run was to stop is due."""
+
+
+def stop_before(step: int | None) -> None:
+    def advance(run: program.Training) -> None:
+        if run.step + 1 == step:
+            raise Stopped
+        ADVANCE(run)
+
+    program.advance = advance
+
+
+def main() -> None:
+    comm = MPI.COMM_WORLD
+    for case in json.loads(Path(sys.argv[1]).read_text()):
+        config = LlmConfig.model_validate(case["config"])
+        run = RunDir(Path(case["run"]))
+        run.path.mkdir(parents=True, exist_ok=True)
+        attempt = comm.bcast(run.next_attempt() if comm.rank == 0 else None)
+        stop_before(case["stop_before"])
+        init_process_group(comm, config.parallel.backend, config.parallel.timeout_s)
+        try:
+            program.train(Job(run, attempt, comm, comm.rank), config, Path(case["cache_dir"]))
+        except Stopped:
+            comm.Barrier()
+        destroy_process_group(comm)
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    main()
