@@ -52,7 +52,8 @@ def minimise(problem: Problem, theta: Floats, weights: Floats, delta: float) -> 
         active = np.flatnonzero((slope > CONVERGED * 1e-3) & (damping < 1e12))
         if not len(active):
             break
-        step = _step(theta[active], gradient[active], hessian[active], damping[active], bounds)
+        pushed = _pushed(theta[active], gradient[active], bounds)
+        step = _step(gradient[active], hessian[active], pushed, damping[active])
         tried = np.clip(theta[active] + step, *bounds)
         new = _objective(problem, tried, weights[active], delta, scale[active])
         same = new[0] <= value[active] * (1 + ROUNDING)
@@ -97,24 +98,12 @@ def _objective(
     return np.where(whole, value, np.inf), np.where(whole[:, None], gradient, np.nan), hessian
 
 
-def _step(
-    theta: Floats, gradient: Floats, hessian: Floats, damping: Floats, bounds: tuple[Floats, Floats]
-) -> Floats:
-    """Return the damped Newton step of the coordinates that are free to move.
+def _step(gradient: Floats, hessian: Floats, pushed: NDArray[np.bool_], damping: Floats) -> Floats:
+    """Return the damped Newton step in the coordinates that are free to move.
 
-    One that would leave its bounds goes to the bound, and the others are solved for again with that known: merely
-    clipped, a step along a narrow valley climbs its wall, and the fit creeps to a halt before the bound.
+    The others stay to the last bit: off its bound by a rounding error, one counts as free, and the fit creeps.
     """
-    step, free = np.zeros_like(theta), ~_pushed(theta, gradient, bounds)
-    for _ in range(theta.shape[1]):
-        known = np.where(free, 0, step)
-        pull = (gradient + np.einsum("bij,bj->bi", hessian, known)) * free
-        values, vectors = np.linalg.eigh(hessian * (free[:, :, None] & free[:, None, :]))
-        along = np.einsum("bji,bj->bi", vectors, pull) / (np.abs(values) + damping[:, None])
-        step = known - np.einsum("bij,bj->bi", vectors, along) * free
-        inside = np.clip(theta + step, *bounds) - theta
-        leaving = free & ((theta + step < bounds[0]) | (theta + step > bounds[1]))
-        if not leaving.any():
-            break
-        step, free = np.where(leaving, inside, step), free & ~leaving
-    return step
+    free = ~pushed
+    values, vectors = np.linalg.eigh(hessian * (free[:, :, None] & free[:, None, :]))
+    along = np.einsum("bji,bj->bi", vectors, gradient * free) / (np.abs(values) + damping[:, None])
+    return np.asarray(-np.einsum("bij,bj->bi", vectors, along) * free)

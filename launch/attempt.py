@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,8 +23,9 @@ from launch.rundir import FILE_MODE, ExitRecord, RunDir, write_exit
 
 INTERRUPTED = 130
 GRACE_S = 10.0
+WATCH_S = 0.1
 TAIL_BYTES = 4096
-_LOST = re.compile(r"PID (\d+) RUNNING AT (\S+)\s.*?\(signal (\d+)\)", re.DOTALL)  # MPICH's mpiexec
+_LOST = re.compile(r"PID \d+ RUNNING AT (\S+)\s.*?\(signal (\d+)\)", re.DOTALL)  # MPICH's mpiexec
 _SPEAKS = re.compile(r"^(?!\s|=|Abort\(|YOUR APP|This typ|Please see)(\S.*)$", re.MULTILINE)
 
 
@@ -86,12 +89,13 @@ def run_attempt(run: RunDir, command: Command, stop: threading.Event) -> ExitRec
             env=command.environment(),
             start_new_session=True,  # Ctrl-C reaches the driver, which ends its runs in order
         )
-        status = _wait(process, stop)
+        first_gone = _FirstGone(run, number)
+        status = _wait(process, stop, first_gone)
     stopped = stop.is_set() and status != 0
     cause, rank = (
         ("the driver was interrupted", -1)
         if stopped
-        else explain(status, _tail(out) + _tail(err), rank_pids(run, number))
+        else explain(status, _tail(out) + _tail(err), first_gone.rank)
     )
     code = INTERRUPTED if stopped else 1
     write_exit(run, number, ExitRecord(code, cause, rank, -1, started_s, time.time()))
@@ -101,17 +105,16 @@ def run_attempt(run: RunDir, command: Command, stop: threading.Event) -> ExitRec
     return record
 
 
-def explain(status: int, tail: str, pids: list[int]) -> tuple[str, int]:
+def explain(status: int, tail: str, first_gone: int) -> tuple[str, int]:
     """Return cause and rank (-1 unknown) of a job that ended with `status` and left no record of its own.
 
-    `tail` is the end of its output and error streams. `pids` holds the process id of each rank: MPICH names
-    the process that a signal ended, not its rank.
+    `tail` is the end of its output and error streams, `first_gone` the rank that was seen to end first. MPICH's own
+    word is not taken for that: it often names a process that it ended itself while it cleaned up.
     """
     if lost := _LOST.search(tail):
-        pid, host, number = int(lost[1]), lost[2], int(lost[3])
-        rank = pids.index(pid) if pid in pids else -1
-        who = f"rank {rank}" if rank >= 0 else f"process {pid}"
-        return f"{who} on {host} was ended by signal {number} ({signal.Signals(number).name})", rank
+        host, number = lost[1], int(lost[2])
+        who = f"rank {first_gone}" if first_gone >= 0 else "a rank"
+        return f"{who} on {host} was ended by signal {number} ({signal.Signals(number).name})", first_gone
     if status == 0:
         return "mpiexec ended with status 0, but no rank recorded success", -1
     what = f"mpiexec was ended by signal {-status}" if status < 0 else f"mpiexec ended with status {status}"
@@ -128,13 +131,57 @@ def _await_orphan(run: RunDir, stop: threading.Event) -> ExitRecord | None:
     return run.last_exit()
 
 
-def _wait(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
+class _FirstGone:
+    """Watches the ranks of an attempt on this host; `rank` is the first of them that was seen to end, -1 for none."""
+
+    def __init__(self, run: RunDir, number: int) -> None:
+        self.rank = -1
+        self._run, self._number = run, number
+        self._open: dict[int, int] = {}
+        self._known = False
+
+    def watch(self, seconds: float) -> None:
+        """Wait so long, or until the first rank ends."""
+        if not self._open:
+            self._find()
+        if self._known or not self._open:
+            time.sleep(seconds if self._known else seconds / 10)
+            return
+        ended, _, _ = select.select(list(self._open), [], [], seconds)
+        self._note([self._open[descriptor] for descriptor in ended])
+
+    def _find(self) -> None:
+        """Open a descriptor of each rank on this host, once they have said who they are."""
+        gone = []
+        for rank, pid in enumerate(rank_pids(self._run, self._number, socket.gethostname())):
+            try:
+                if pid:
+                    self._open[os.pidfd_open(pid)] = rank
+            except ProcessLookupError:
+                gone.append(rank)
+        self._note(gone)
+
+    def _note(self, gone: list[int]) -> None:
+        if gone:
+            self._known = True
+            self.rank = gone[0] if len(gone) == 1 else -1  # several at once tell nothing
+
+    def close(self) -> None:
+        """Stop watching."""
+        for descriptor in self._open:
+            os.close(descriptor)
+        self._open.clear()
+
+
+def _wait(process: subprocess.Popen[bytes], stop: threading.Event, first_gone: _FirstGone) -> int:
     """Wait for the process; once `stop` is set, ask it to end, then insist."""
-    while not stop.is_set():
-        try:
-            return process.wait(timeout=0.25)
-        except subprocess.TimeoutExpired:
-            continue
+    try:
+        while not stop.is_set():
+            if (status := process.poll()) is not None:
+                return status
+            first_gone.watch(WATCH_S)
+    finally:
+        first_gone.close()
     process.terminate()  # MPICH's mpiexec passes TERM on to every rank
     try:
         return process.wait(timeout=GRACE_S)

@@ -119,8 +119,8 @@ def _gpipe(at: _Place) -> list[str]:
 
 
 def _one_f_one_b(at: _Place) -> list[str]:
-    ahead = min(at.microbatches, at.after)
-    return _rows((ahead, "F0"), (at.microbatches - ahead, "F0 B0"), (ahead, "B0"))
+    microbatches = max(at.microbatches, at.ranks)
+    return _rows((at.after, "F0"), (microbatches - at.after, "F0 B0"), (at.after, "B0"))
 
 
 def _interleaved(at: _Place) -> list[str]:

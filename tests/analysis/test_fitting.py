@@ -97,6 +97,17 @@ def test_scipy_finds_nothing_lower_on_the_published_points(epoch, published):
     assert published.objective <= peer(epoch, 100) * (1 + 1e-9)
 
 
+def test_the_lowest_of_several_minima_is_taken():
+    points = study(13, 4, 3, noise=0.03)
+    problem = laws.get("chinchilla").bind(points)
+    starts = problem.starts()
+    ends = minimise.minimise(problem, starts, np.ones((len(starts), len(points))), DELTA).objective
+    assert ends.max() > ends.min() * 1.001, "this study was chosen for its two minima"
+    found = fit("chinchilla", points, bootstrap=0)
+    assert found.objective == ends.min()
+    assert 0 < found.starts_reached_best < found.starts_tried
+
+
 @pytest.mark.parametrize("factor", [1e-3, 1e3, 1e9])
 def test_a_factor_before_the_objective_cannot_matter(epoch, published, factor):
     problem = laws.get("chinchilla").bind(epoch)
@@ -132,6 +143,11 @@ def test_every_resample_of_a_small_study_is_solved_or_counted(sizes, lengths, no
     assert len(found.sample) == 300 - found.bootstrap_undetermined
     said = f"{found.bootstrap_undetermined} of 300 bootstrap resamples drew points too few or too alike"
     assert any(said in warning for warning in found.warnings) == (found.bootstrap_undetermined > 0)
+
+
+@pytest.mark.parametrize("seed", [6, 9, 11])
+def test_a_difference_that_rounding_hides_does_not_stop_a_resample(seed):
+    assert fit("chinchilla", study(seed, 4, 4, noise=1.0), bootstrap=100).bootstrap_failed == 0
 
 
 def test_each_resample_stands_at_its_own_minimum():

@@ -92,10 +92,11 @@ def test_a_column_that_holds_no_losses_is_refused(spread):
         fit("chinchilla", observe(N, D, wild))
 
 
-def test_a_start_that_overflows_is_not_converged():
+@pytest.mark.parametrize("exponent", [1.0, 5.0], ids=["in its derivative", "in the loss itself"])
+def test_a_start_that_overflows_is_not_converged(exponent):
     problem = laws.get("chinchilla").bind(study(0))
-    steep = replace(problem, x=1e3 * problem.x - 1e3)
-    start = np.array([[1.0, 1.0, 1.0, 5.0, 1.0]])
+    steep = replace(problem, x=np.full_like(problem.x, -709.0))
+    start = np.array([[1.0, 1.0, 1.0, exponent, 1.0]])
     found = minimise.minimise(steep, start, np.ones((1, len(problem.x))), 1e-3)
     assert not found.converged[0]
     assert found.objective[0] == np.inf

@@ -128,10 +128,10 @@ def test_a_later_attempt_replaces_what_came_after_its_restore_step(tmp_path):
     written(tmp_path / "attempt-001.h5", range(1, 31))
     written(tmp_path / "attempt-002.h5", range(21, 41), attempt=2, restore_step=20)
     assert _sources(tmp_path) == [(1, 1, 20), (2, 21, 40)]
-    written(tmp_path / "attempt-003.h5", range(11, 16), attempt=3, restore_step=10)
-    assert _sources(tmp_path) == [(1, 1, 10), (3, 11, 15)]
+    written(tmp_path / "attempt-200.h5", range(11, 16), attempt=200, restore_step=10)
+    assert _sources(tmp_path) == [(1, 1, 10), (200, 11, 15)]
     (tmp_path / "attempt-1000.h5").symlink_to(written(tmp_path / "x.h5", range(13, 14), 1000, 12))
-    assert _sources(tmp_path) == [(1, 1, 10), (3, 11, 12), (1000, 13, 13)]
+    assert _sources(tmp_path) == [(1, 1, 10), (200, 11, 12), (1000, 13, 13)]
     assert read_run(tmp_path).meta["attempt"] == 1000
 
 

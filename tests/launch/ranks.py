@@ -33,6 +33,7 @@ def behave(job: bootstrap.Job, behaviour: str) -> None:
         if behaviour in ("mistake", "vanish"):
             raise ConfigError("text.txt: the file is empty")
         if behaviour == "killed":
+            time.sleep(0.5)  # the parent can tell who went first once it has seen who there is
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "exit":
             sys.exit(3)

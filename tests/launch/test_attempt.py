@@ -86,12 +86,17 @@ def test_a_mistake_is_told_even_where_its_record_cannot_be_written(run, mpiexec)
     assert "Traceback" not in ended.stderr
 
 
-def test_a_killed_rank_is_named_by_the_parent(run):
-    record = attempt(run, "killed", ranks=3)
-    assert record.code == 1
-    assert record.rank == 2
-    assert record.cause.startswith("rank 2 on ")
-    assert record.cause.endswith("was ended by signal 9 (SIGKILL)")
+def test_a_killed_rank_is_named_by_the_parent_and_never_another(run):
+    """On a machine so busy that the parent sees several ranks gone at once it names none; MPICH names any."""
+    for _ in range(5):
+        record = attempt(run, "killed", ranks=3)
+        assert record.code == 1
+        assert record.rank in (2, -1)
+        assert record.cause.startswith("rank 2 on " if record.rank == 2 else "a rank on ")
+        assert record.cause.endswith("was ended by signal 9 (SIGKILL)")
+        if record.rank == 2:
+            return
+    pytest.fail("five times no rank was named")
 
 
 def test_a_rank_that_leaves_silently_is_a_failure(run):

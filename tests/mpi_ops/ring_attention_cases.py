@@ -10,7 +10,9 @@ import traceback
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mpi_ops import counters
 from mpi_ops.process_group import destroy_process_group, init_process_group
 from mpi_ops.ring_attention import ring_attention, zigzag
+from mpi_ops.work import Work
 
 TIMEOUT_S = 20.0
 HEADS, KEY_HEADS, WIDTH = 6, 2, 8
@@ -76,19 +79,11 @@ def test_grouped_queries(group: Group) -> None:
     compare(group, 1e-10)
 
 
-def test_as_many_key_heads_as_heads(group: Group) -> None:
-    compare(group, 1e-10, key_heads=HEADS)
+def test_one_key_head_and_chunks_of_one_position(group: Group) -> None:
+    compare(group, 1e-10, batch=1, key_heads=1, chunk=1)
 
 
-def test_one_key_head_for_all(group: Group) -> None:
-    compare(group, 1e-10, batch=1, key_heads=1, chunk=2)
-
-
-def test_chunks_of_one_position(group: Group) -> None:
-    compare(group, 1e-10, chunk=1)
-
-
-def test_messages_that_need_the_receiver(group: Group) -> None:
+def test_as_many_key_heads_as_heads_in_large_messages(group: Group) -> None:
     """128 KiB each, which MPI does not send eagerly."""
     compare(group, 1e-10, batch=2, heads=4, key_heads=4, chunk=64)
 
@@ -104,8 +99,7 @@ def test_brain_floats(group: Group) -> None:
 
 def test_sums_of_brain_floats_over_blocks_are_rounded_once(group: Group) -> None:
     """Queries see the hot positions alone; bf16 has no number between 256 and 258, and sums go up by less than 1."""
-    size, rank = group.size(), group.rank()
-    length = 4 * size
+    size, length = group.size(), 4 * group.size()
     firsts = torch.arange(size) * 2  # of every rank's early chunk
 
     def hot(*positions: int) -> Tensor:
@@ -117,12 +111,11 @@ def test_sums_of_brain_floats_over_blocks_are_rounded_once(group: Group) -> None
     value[:, :, firsts] = 2
     value[:, :, 0] = 1024
     out, *_ = on_a_ring(group, hot(*range(length)), hot(*firsts.tolist()), value, grad)
-    if rank == 0:  # it holds the last position, which sees all
-        assert out[0, 0, -1, 0] == torch.tensor((1024 + 2 * (size - 1)) / size).bfloat16()
     grad[:, :, firsts] = 0.75
     grad[:, :, firsts[-1]] = 256
     *_, dv = on_a_ring(group, hot(*range(length)), hot(0), value, grad)
-    if rank == 0:
+    if group.rank() == 0:  # it holds the first position, and the last, which sees all
+        assert out[0, 0, -1, 0] == torch.tensor((1024 + 2 * (size - 1)) / size).bfloat16()
         assert dv[0, 0, 0, 0] == torch.tensor(256 + 0.75 * (size - 1)).bfloat16()
 
 
@@ -148,17 +141,23 @@ def test_tensors_strided_in_any_way(group: Group) -> None:
         torch.testing.assert_close(leaf.grad, want[:, :, mine], rtol=0, atol=1e-12)
 
 
-class Kernels(TorchDispatchMode):
-    """Notes, of every kernel of attention, the pairs of positions it scores and the messages sent before it."""
+def sent() -> int:
+    """Return the number of messages sent since the last reset of the counters."""
+    return sum(each.calls for each in counters.snapshot() if each.op == "send")
 
-    def __init__(self) -> None:
+
+class Kernels(TorchDispatchMode):
+    """Notes, of every kernel of attention, the pairs of positions it scores and what is `seen` before it."""
+
+    def __init__(self, seen: Callable[[], int] = sent) -> None:
         super().__init__()
         self.pairs: list[int] = []
-        self.sent: list[int] = []
+        self.before: list[int] = []
+        self.seen = seen
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if "flash_attention" in str(func):
-            self.sent.append(sum(each.calls for each in counters.snapshot() if each.op == "send"))
+            self.before.append(self.seen())
         if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
             (batch, heads, queries, _), keys = args[0].shape, args[1].shape[2]
             causal = len(args) > 4 and args[4]  # a default is not passed on
@@ -185,7 +184,18 @@ def test_messages_leave_before_the_block_they_hide_behind(group: Group) -> None:
         on_a_ring(group, *data(1, HEADS, KEY_HEADS, 4 * steps, torch.float64))
     forward = [min(step + 1, steps - 1) for step in range(steps)]
     backward = [steps - 1 + max(0, min(step + 1, steps - 2)) + step for step in range(steps)]
-    assert kernels.sent[::KEY_HEADS] == kernels.sent[KEY_HEADS - 1 :: KEY_HEADS] == forward + backward
+    assert kernels.before[::KEY_HEADS] == kernels.before[KEY_HEADS - 1 :: KEY_HEADS] == forward + backward
+
+
+def test_messages_under_way_are_polled_between_key_heads(group: Group) -> None:
+    steps = group.size()
+    spy = mock.patch.object(Work, "is_completed", autospec=True, side_effect=Work.is_completed)
+    with spy as polled, Kernels(lambda: polled.call_count) as kernels:
+        on_a_ring(group, *data(1, HEADS, KEY_HEADS, 4 * steps, torch.float64))
+    before = zip(kernels.before[::2], kernels.before[1::2], strict=True)
+    between = [second - first for first, second in before]
+    forward = [2 * (step < steps - 1) for step in range(steps)]  # one goes, one comes
+    assert between == forward + [2 * (step < steps - 2) + 2 * (step > 0) for step in range(steps)]
 
 
 def test_it_costs_what_its_documentation_says(group: Group) -> None:
@@ -193,12 +203,12 @@ def test_it_costs_what_its_documentation_says(group: Group) -> None:
         tensors = data(2, HEADS, KEY_HEADS, 4 * group.size(), dtype)
         counters.reset()
         on_a_ring(group, *tensors)
-        sent = [each for each in counters.snapshot() if each.op == "send"]
         steps, message_bytes = group.size() - 1, 2 * tensors[1].nbytes // group.size()
         forward, keys, gradients = steps, max(0, steps - 1), steps
-        assert sum(each.calls for each in sent) == forward + keys + gradients
+        assert sent() == forward + keys + gradients
         widened = 2 if dtype is torch.bfloat16 else 1
-        assert sum(each.sent_bytes for each in sent) == message_bytes * (forward + keys + widened * gradients)
+        sent_bytes = sum(each.sent_bytes for each in counters.snapshot() if each.op == "send")
+        assert sent_bytes == message_bytes * (forward + keys + widened * gradients)
 
 
 def groups(world_size: int) -> dict[str, Group]:
@@ -218,7 +228,7 @@ def faults(case: Callable[[Any], None], places: Mapping[str, Any]) -> dict[str, 
     for name, place in places.items():
         try:
             case(place)
-        except Exception:
+        except (Exception, pytest.fail.Exception):
             found[f"rank {dist.get_rank()}, {name}"] = traceback.format_exc(limit=-4)
     return found
 

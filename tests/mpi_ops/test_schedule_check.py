@@ -88,7 +88,8 @@ def test_an_action_before_what_it_needs_is_a_deadlock(drawn):
     lists, stages, rank, index = drawn
     late = lists[rank][index]
     same = [a for a in lists[rank] if (a.stage, a.microbatch) == (late.stage, late.microbatch)]
-    first, then = (lists[rank].index(action) for action in same[:2])
+    at = max(same.index(late) - 1, 0)  # every neighbouring pair: F and B, F and I, I and W
+    first, then = (lists[rank].index(action) for action in same[at : at + 2])
     lists[rank][first], lists[rank][then] = lists[rank][then], lists[rank][first]
     assert "deadlock" in refused(lists, stages)
 
