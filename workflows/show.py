@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from analysis.result import FitResult
     from workflows.conclude import Fitted
     from workflows.dag import StudyResult
+    from workflows.workflow import Footprint
 
 LINE_EVERY_S = 30.0
 PLAIN_WIDTH = 160
@@ -45,15 +46,16 @@ def plan_data(study: Study) -> dict[str, Any]:
                 "threads": run.resources.threads,
                 **asdict(run.size),
                 "estimated_s": run.estimated_s(study.site),
+                "footprint": asdict(footprint) if footprint else None,
                 "config": run.config.model_dump(mode="json"),
             }
-            for run in study.runs
+            for run, footprint in zip(study.runs, _footprints(study), strict=True)
         ],
     }
 
 
 def plan_text(study: Study) -> str:
-    """Return the plan as a table and one line."""
+    """Return the plan as a table, another of memory and messages where ranks share runs, and one line."""
     rows = [
         (
             run.id + (" (hold-out)" if run.held_out else ""),
@@ -68,10 +70,38 @@ def plan_text(study: Study) -> str:
     ]
     total = sum(run.size.c_flops for run in study.runs)
     return table(("run", "ranks", "N", "N non-emb.", "tokens", "FLOPs", "about"), rows) + (
-        f"\n{len(rows)} runs, {total:.3g} FLOPs ({study.runs[0].size.flops_convention}), about "
+        f"\n{_layout_text(study)}{len(rows)} runs, {total:.3g} FLOPs ({study.runs[0].size.flops_convention}), about "
         f"{duration(study.estimated_s())} on {study.site.usable_cores()} cores of site '{study.site.name}'; "
         f"results in {study.directory}"
     )
+
+
+def _footprints(study: Study) -> list[Footprint | None]:
+    """Return what each run's layout costs a rank, None where its kind of run does not say."""
+    known = study.workflow.footprint
+    return [known(run.config, run.resources.ranks) if known else None for run in study.runs]
+
+
+def _layout_text(study: Study) -> str:
+    """Return a row for each run that ranks share: parameters by place, memory of the fullest, messages a step."""
+    rows = []
+    for run, footprint in zip(study.runs, _footprints(study), strict=True):
+        if footprint is None or run.resources.ranks == 1:
+            continue
+        fullest, numbers = footprint.fullest, [rank.parameters for rank in footprint.ranks]
+        least, most = f"{min(numbers):,}", f"{max(numbers):,}"
+        rows.append(
+            (
+                run.id,
+                " ".join(f"{axis}{ranks}" for axis, ranks in footprint.layout.items() if ranks > 1),
+                least if least == most else f"{least} to {most}",
+                f"{size(fullest.peak_bytes)} ({fullest.place})",
+                size(fullest.static_bytes),
+                f"{max(rank.messages for rank in footprint.ranks):,}",
+            )
+        )
+    columns = ("run", "layout", "parameters a rank", "memory a rank", "of it static", "messages a step")
+    return f"\n{table(columns, rows)}\n\n" if rows else ""
 
 
 @contextmanager
@@ -168,6 +198,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(n_bytes: int) -> str:
+    """Return a size a person reads at a glance: `37.8 GiB`, `3.3 MiB`."""
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def _known(value: float | None, form: str) -> str:

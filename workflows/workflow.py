@@ -28,6 +28,62 @@ class RunSize:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a rank sends."""
+
+    messages: int
+    sent_bytes: int
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.messages + other.messages, self.sent_bytes + other.sent_bytes)
+
+    def times(self, times: int) -> Traffic:
+        """Return the same so many times."""
+        return Traffic(self.messages * times, self.sent_bytes * times)
+
+
+@dataclass(frozen=True, slots=True)
+class RankFootprint:
+    """What a rank at one place of a layout holds at most and sends in a step."""
+
+    place: str
+    parameters: int
+    static_bytes: int
+    """Weights, gradients and the optimizer's state during a step."""
+    between_steps_bytes: int
+    """The same between two steps."""
+    microbatch_bytes: int
+    """Kept of a microbatch until its gradient comes; of the rank's largest stage."""
+    in_flight: int
+    """Microbatches that are kept at once, at most."""
+    transient_bytes: int
+    """Held for a moment only, at most."""
+    peak_bytes: int
+    traffic: dict[str, Traffic]
+    """By axis of the layout."""
+
+    @property
+    def messages(self) -> int:
+        """Messages a step over all axes."""
+        return sum(sent.messages for sent in self.traffic.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a layout costs, by arithmetic alone."""
+
+    layout: dict[str, int]
+    """Ranks along each axis."""
+    ranks: tuple[RankFootprint, ...]
+    """One for each place at which ranks differ."""
+
+    @property
+    def fullest(self) -> RankFootprint:
+        """The place that needs the most memory."""
+        return max(self.ranks, key=lambda rank: rank.peak_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Workflow:
     """One kind of run. Importing it must stay cheap: no torch, no MPI."""
 
@@ -46,6 +102,8 @@ class Workflow:
     """Make what runs share (such as the token file) in a directory, once; return a line that says what it is."""
     isoflop_keys: tuple[KeyPath, KeyPath]
     """Where a sweep's `isoflop.flops` and `isoflop.widths` go in the config."""
+    footprint: Callable[[Any, int], Footprint] | None = None
+    """(Config, ranks) -> memory and messages of a rank; None where they are not known."""
 
 
 def names() -> list[str]:

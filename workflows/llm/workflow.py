@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workflows.llm.config import LlmConfig, check_ranks, mathematics, size
+from workflows.llm.footprint import footprint
 from workflows.workflow import Workflow
 
 
@@ -25,4 +26,5 @@ WORKFLOW = Workflow(
     check_ranks=check_ranks,
     prepare=prepare,
     isoflop_keys=(("train", "flops"), ("model", "width")),
+    footprint=footprint,
 )

@@ -1,0 +1,50 @@
+"""Run by mpiexec: one step of each layout on the command line (JSON); prints what each rank's counters then say."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from mpi4py import MPI  # isort: skip  (MPI comes before torch)
+import torch
+
+from mpi_ops import counters
+from mpi_ops.layout import ParallelLayout
+from mpi_ops.process_group import destroy_process_group, init_process_group
+from workflows.llm.config import LlmConfig
+from workflows.llm.parallelize import ParallelModel
+from workflows.llm.share import Share
+
+AXES = ("tp", "cp", "pp", "ends", "data")
+
+
+def counted(config: LlmConfig, layout: ParallelLayout) -> dict:
+    """Return {axis: (messages, bytes)} of one step, and this rank's place and number of parameters."""
+    model = ParallelModel(config, layout)
+    rows = torch.randint(256, (config.train.global_batch // layout.dp, config.model.seq_len + 1))
+    counters.reset()
+    model.backward(rows[:, :-1], rows[:, 1:])
+    sent: dict[str, tuple[int, int]] = {}
+    for each in counters.snapshot():
+        axis = each.group if each.group in AXES else "all"
+        if each.op not in ("recv", "irecv"):
+            messages, sent_bytes = sent.get(axis, (0, 0))
+            sent[axis] = messages + each.calls, sent_bytes + each.sent_bytes
+    return {"place": model.mesh.place("pp"), "sent": sent}
+
+
+def main() -> None:
+    """Run every case and print one JSON list: for each case, for each rank, what was counted."""
+    comm = MPI.COMM_WORLD
+    init_process_group(comm, "mpi4py", 60.0)
+    found = []
+    for case in json.loads(sys.argv[1]):
+        config = LlmConfig.model_validate(case)
+        found.append(comm.gather(counted(config, Share(config, comm.size).layout)))
+    if comm.rank == 0:
+        print(json.dumps(found))
+    destroy_process_group(comm)
+
+
+if __name__ == "__main__":
+    main()

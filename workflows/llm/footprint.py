@@ -1,0 +1,185 @@
+"""What a layout costs each rank in memory and messages, by arithmetic alone: no torch, no MPI.
+
+At the peak a rank holds
+
+    weights + gradients + moments + (bytes of a microbatch in flight) x (microbatches in flight) + transients
+
+- Static: for each of the rank's parameters its weight, gradient, moments and, with mixed precision, the master copy.
+  ZeRO-1 keeps moments, master and, between steps, gradients on one of its ranks only; during a step gradients are
+  added up whole. ZeRO-2 shards gradients during the step as well, ZeRO-3 also weights.
+- A microbatch in flight with `recompute: full`: the input of each of the stage's layers, and the stage's output, of
+  which a tp rank keeps its own share until the gradient comes. Without: what autograd keeps of each block
+  (`_block_bytes`), counted to the byte. The last stage adds what its norm, head and loss keep.
+- In flight: most forwards without their backward in this rank's part of the schedule; min(m, p - k) in 1f1b.
+- Transients while a block goes backward: what it kept or is computed again; the stream's gradient that came in; the
+  gradients of two values of the feed-forward's inner width; and the gradient of its largest matrix before that
+  is added to the others. In the last stage instead, where larger, two more tables as large as the logits.
+
+Not counted: the MPI library and its buffers, the allocator's gaps, Python, torch itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from workflows.llm.config import LlmConfig
+from workflows.llm.share import Shapes, Share, block_shapes, elements
+from workflows.llm.traffic import traffic
+from workflows.workflow import Footprint, RankFootprint
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """How a program keeps its numbers, in bytes each."""
+
+    weight: int
+    gradient: int
+    moments: int
+    """Both together."""
+    stream: int
+    """Of the residual stream between the matrices."""
+    inner: int
+    """Of what goes into the matrices and comes out of them."""
+    master: int = 0
+    """Of a copy of the weights that is updated in their place; 0 for none."""
+    shares_tokens: bool = True
+    """Whether tp ranks each keep a share of the stream (2205.05198), or all of it."""
+
+    @property
+    def casts(self) -> bool:
+        """Whether matrices and their inputs are copied to a smaller type for each multiplication."""
+        return self.inner < self.weight
+
+
+NUMERICS = {
+    "fp32": Numerics(weight=4, gradient=4, moments=8, stream=4, inner=4),
+    "fp64": Numerics(weight=8, gradient=8, moments=16, stream=8, inner=8),
+    "bf16": Numerics(weight=4, gradient=4, moments=8, stream=4, inner=2),
+}
+"""Of this program, by train.dtype."""
+MEGATRON_FP16 = Numerics(weight=2, gradient=2, moments=8, stream=2, inner=2, master=4, shares_tokens=False)
+"""Of Megatron-DeepSpeed as run on Frontier (2312.12705): fp16 with fp32 master weights and moments."""
+
+
+def footprint(config: LlmConfig, ranks: int, numerics: Numerics | None = None) -> Footprint:
+    """Return what the layout of `config` costs on so many ranks, for each place of the pipeline.
+
+    Ranks at one place differ by their share of the vocabulary alone; it is the largest that counts.
+    """
+    held = numerics or NUMERICS[config.train.dtype]
+    share = Share(config, ranks)
+    layout = {axis: getattr(share.layout, axis) for axis in ("dp", "pp", "cp", "tp")}
+    return Footprint(layout, tuple(_rank(share, held, place) for place in range(share.layout.pp)))
+
+
+def static_bytes(parameters: int, numerics: Numerics, zero: int, replicas: int, between: bool = False) -> int:
+    """Return the bytes of weights, gradients, moments and masters on a rank, in a step or `between` two.
+
+    This program's own ZeRO updates the shards and gathers the weights from them for a step: until ZeRO-3 both are
+    there at once, and in between the shards alone. With a master copy the gathered weights stay.
+    """
+    sharded = numerics.moments + numerics.master
+    whole = numerics.weight + numerics.gradient
+    if zero == 0 or replicas == 1:
+        return parameters * (whole + sharded)
+    if not numerics.master:
+        sharded += numerics.weight
+        whole -= numerics.weight if between or zero == 3 else 0
+    elif zero == 3:
+        sharded, whole = sharded + numerics.weight, whole - numerics.weight
+    if between or zero >= 2:
+        sharded, whole = sharded + numerics.gradient, whole - numerics.gradient
+    return parameters * whole + math.ceil(parameters / replicas) * sharded
+
+
+def _rank(share: Share, numerics: Numerics, place: int) -> RankFootprint:
+    shapes, zero = share.shapes(place), share.config.parallel.zero
+    held_bytes = {stage: activation_bytes(share, numerics, stage) for stage in share.placement[place]}
+    in_flight = now = peak_bytes = now_bytes = 0
+    for action in share.actions(place):
+        if action.kind in "FBW":
+            way = 1 if action.kind == "F" else -1
+            now, now_bytes = now + way, now_bytes + way * held_bytes[action.stage]
+            in_flight, peak_bytes = max(in_flight, now), max(peak_bytes, now_bytes)
+    static = static_bytes(elements(shapes), numerics, zero, share.replicas)
+    transient = _transient_bytes(share, numerics, place, shapes)
+    return RankFootprint(
+        place=f"pp {place}",
+        parameters=elements(shapes),
+        static_bytes=static,
+        between_steps_bytes=static_bytes(elements(shapes), numerics, zero, share.replicas, between=True),
+        microbatch_bytes=max(held_bytes.values()),
+        in_flight=in_flight,
+        transient_bytes=transient,
+        peak_bytes=static + peak_bytes + transient,
+        traffic=traffic(share, place, numerics.gradient, numerics.stream, numerics.inner),
+    )
+
+
+def activation_bytes(share: Share, numerics: Numerics, stage: int) -> int:
+    """Return what a stage keeps of one microbatch from its forward to its backward pass."""
+    model, layers = share.config.model, share.layers[stage]
+    tp, tokens = share.layout.tp, share.tokens
+    stream = _stream_bytes(share, numerics)
+    full = share.config.parallel.recompute == "full"
+    kept = len(layers) * (stream if full else _block_bytes(share, numerics))
+    if stage < share.last_stage:
+        return kept + tokens * model.width * numerics.stream // tp
+    vocabulary = -(-model.vocab_size // tp)
+    head = tokens * model.width * numerics.inner + tokens * vocabulary * max(4, numerics.inner)
+    cast = vocabulary * model.width * numerics.inner if numerics.casts else 0
+    return kept + _norm_bytes(share, numerics) + head + cast
+
+
+def _stream_bytes(share: Share, numerics: Numerics) -> int:
+    """Return the residual stream of a microbatch, as far as a rank keeps it."""
+    ranks = share.layout.tp if numerics.shares_tokens else 1
+    return share.tokens * share.config.model.width * numerics.stream // ranks
+
+
+def _norm_bytes(share: Share, numerics: Numerics) -> int:
+    """Return what a norm keeps: its input and a mean and a deviation a token, or the normed input and a root."""
+    gpt, width = share.config.model.arch == "gpt", share.config.model.width
+    stream = _stream_bytes(share, numerics)
+    return stream + 2 * stream // width if gpt else 2 * stream + stream // width
+
+
+def _block_bytes(share: Share, numerics: Numerics) -> int:
+    """Return what autograd keeps of one block for one microbatch.
+
+    Per token: two norms; the input of each pair of matrices, gathered over tp, or where matrices cast one copy for
+    each matrix it goes into; queries, keys, values, the attended values, twice where they are not laid out as the
+    next matrix wants them, keys and values of the last block as well where they go round a ring; the inner values
+    of the feed-forward part; and a sum for each head.
+    """
+    model, tp, ring = share.config.model, share.layout.tp, share.layout.cp > 1
+    gpt = model.arch == "gpt"
+    inputs = (4 if gpt else 5) if numerics.casts else 2
+    query_copies, key_copies = 3 if ring or not gpt else 2, 4 if ring else 2
+    heads = (query_copies * model.heads + key_copies * model.key_heads) * model.head_width
+    inner = inputs * model.width + (heads + (2 if gpt else 4) * model.ffn) // tp
+    sums = model.heads // tp * max(4, numerics.inner)
+    matrices = sum(math.prod(s) for s in block_shapes(model, tp).values() if len(s) == 2)
+    cast = matrices * numerics.inner if numerics.casts else 0
+    return 2 * _norm_bytes(share, numerics) + share.tokens * (inner * numerics.inner + sums) + cast
+
+
+def _transient_bytes(share: Share, numerics: Numerics, place: int, shapes: Shapes) -> int:
+    """Return what a rank holds for a moment only, at most; each term is named in this module's text."""
+    model, tp, zero = share.config.model, share.layout.tp, share.config.parallel.zero
+    block = block_shapes(model, tp)
+    largest = max(map(math.prod, block.values())) * numerics.gradient
+    if (
+        zero >= 2 and share.replicas > 1
+    ):  # a block's gradients are whole until they are reduced, its weights while used
+        largest += elements(block) * (numerics.gradient + (2 * numerics.weight if zero == 3 else 0))
+    recomputed = _block_bytes(share, numerics) if share.config.parallel.recompute == "full" else 0
+    gradients = _stream_bytes(share, numerics) + 2 * share.tokens * model.ffn // tp * numerics.inner
+    backward = recomputed + gradients + largest
+    if share.last_stage not in share.placement[place]:
+        return backward
+    logits = share.tokens * -(-model.vocab_size // tp)
+    name = "embedding.weight" if model.tied_head else "head.weight"
+    head = math.prod(shapes[name]) * numerics.gradient
+    return max(backward, 2 * logits * max(4, numerics.inner) + head)
