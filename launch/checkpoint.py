@@ -1,38 +1,50 @@
 """Whole checkpoints without pickle: named arrays and JSON, checksummed, committed by a rename.
 
 ```
-checkpoints/step-00000500/data-00000.bin    arrays one after the other, little-endian
+checkpoints/step-00000500/data-00000.bin    pieces one after the other, little-endian; a file for each node
+                          data-00064.bin    ... named after the rank that writes it
                           index.json        where each stands, its dtype, shapes and SHA-256; last, its own
 ```
-An array is a piece of a logical tensor: `global_shape` and `offset` say which, so that another layout can put
-the pieces together. A directory without the rename, or with a wrong sum, is no checkpoint.
+An array may be cut into pieces in any way: each says where in the whole it lies, so that ranks of another layout
+find what they need. A directory without the rename, or with a wrong sum, is no checkpoint. Those of schema
+isoflop-checkpoint/1, which knew no pieces, are refused.
 """
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import prod
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 from numpy.typing import NDArray
 
+from launch.agree import everywhere, on_root
+from launch.checkpoint_index import DamagedError, read_index, sha256, write_index
 from launch.errors import CheckpointError, LaunchError
-from launch.rundir import DIR_MODE, FILE_MODE, make_private
+from launch.pieces import Piece, Stored, Wanted, by_name, check_inside, check_whole, kind, overlap, whole
+from launch.rundir import DIR_MODE, make_private
+from launch.shared_file import describe, ranks_of_a_file, write_together
 
-SCHEMA = "isoflop-checkpoint/1"
-KINDS = "fiub"
-"""NumPy kinds that may be stored: floats, integers, unsigned integers, booleans."""
+__all__ = ["Checkpoint", "NotSavedError", "Piece", "Saver", "Wanted", "load", "save", "steps", "whole"]
+
 _NAME = re.compile(r"step-(\d{8,})")
 
-Arrays = Mapping[str, NDArray[Any]]
+
+class NotSavedError(CheckpointError):
+    """A checkpoint could not be written; another attempt may find the room for it."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,140 +64,241 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(found[1]) for entry in os.listdir(directory) if (found := _NAME.fullmatch(entry)))
 
 
-def save(directory: Path, step: int, arrays: Arrays, meta: Mapping[str, Any], keep: int = 2) -> Path:
+def save(
+    comm: MPI.Intracomm,
+    directory: Path,
+    step: int,
+    pieces: Iterable[Piece],
+    meta: Mapping[str, Any],
+    keep: int = 2,
+    ranks_per_file: int | None = None,
+) -> Path:
     """Commit a checkpoint of `step` and keep it and those before it, `keep` in all; return its directory.
 
-    Everything is written and synced beside its place first: until the rename, the state before is the state.
-    Checkpoints of later steps go: whoever saves an earlier one went back behind them.
+    Every rank brings the pieces that it alone saves; `meta` is rank 0's. The ranks of a node share a file, or fewer
+    when `ranks_per_file` says so. Everything is written and synced beside its place first: until the rename, the
+    state before is the state. Checkpoints of later steps go: whoever saves an earlier one went back behind them.
 
-    Raises:
-        CheckpointError: an array that is not plain numbers.
-        LaunchError: a full disk or another failed write, after which the checkpoints before are as they were.
+    Raises, on every rank the same:
+        CheckpointError: an array that is not plain numbers, or whose pieces do not fill it once.
+        NotSavedError: a full disk or another failed write, after which the checkpoints before are as they were.
+
+    Cost: each rank hashes its pieces and sends them to the first of its file, CHUNK_BYTES at a time and one rank
+    after another; rank 0 gathers some 300 bytes a piece; 4 barriers, 2 all-reduces and 2 broadcasts.
     """
     final = _place(directory, step)
-    beside, replaced = directory / f".step-{step:08d}.{os.getpid()}", directory / f".step-{step:08d}.replaced"
+    beside = on_root(comm, lambda: _begin(final, meta))
     try:
-        make_private(directory)
-        for stale in directory.glob(".step-*"):
-            shutil.rmtree(stale)
-        beside.mkdir(mode=DIR_MODE)
-        entries = _write_arrays(beside / "data-00000.bin", arrays)
-        body = json.dumps({"schema": SCHEMA, "step": step, "meta": meta, "arrays": entries}, allow_nan=False)
-        _write(beside / "index.json", [body.encode(), b"\n", _sum(body.encode()).encode(), b"\n"])
-        _sync(beside)
-        if final.exists():
-            final.rename(replaced)
-        beside.rename(final)
-        _sync(directory)
-        shutil.rmtree(replaced, ignore_errors=True)
-        kept = [held for held in steps(directory) if held <= step][-keep:]
-        for old in set(steps(directory)).difference(kept):
-            shutil.rmtree(_place(directory, old))
-    except OSError as error:
-        free = shutil.disk_usage(directory).free if directory.is_dir() else 0
-        raise LaunchError(f"{final}: {error.strerror}; {free:,} bytes are free there") from None
+        held = everywhere(comm, lambda: [describe(piece) for piece in pieces])
+        with ranks_of_a_file(comm, ranks_per_file) as group:
+            path = beside / f"data-{group.bcast(comm.rank):05d}.bin"
+
+            def write() -> list[Stored]:
+                with _writing(final):
+                    return write_together(group, path, held)
+
+            written = everywhere(comm, write)
+        stored = [each for of_rank in comm.gather(written) or [] for each in of_rank]
+        on_root(comm, lambda: _commit(beside, final, stored, meta, keep))
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if comm.rank == 0:
+            shutil.rmtree(beside, ignore_errors=True)
     return final
 
 
-def load(directory: Path) -> Checkpoint | None:
-    """Return the newest whole checkpoint, None when none was ever committed.
+def load(
+    comm: MPI.Intracomm, directory: Path, wanted: Mapping[str, Wanted] | None = None
+) -> Checkpoint | None:
+    """Return the newest whole checkpoint, None when none was ever committed; every rank returns the same step.
 
-    Raises:
-        CheckpointError: there are some and all are damaged; the sentence names the newest one's fault.
+    `wanted` says what this rank needs; None stands for every array, uncut.
+
+    Raises, on every rank the same:
+        CheckpointError: there are some and all are damaged; the sentence names the newest one's fault. Or the
+            newest whole one holds other arrays than some rank wants: it is another model's.
+
+    Cost: rank 0 reads the index, and broadcasts it; each rank reads and hashes the pieces that overlap what it wants,
+    each to its end; 3 barriers, 2 all-reduces and a broadcast for each checkpoint looked at.
     """
     skipped: list[str] = []
-    for step in reversed(steps(directory)):
+    for step in on_root(comm, lambda: _newest_first(directory)):
         try:
-            arrays, meta = _read(_place(directory, step), step)
+            arrays, meta = _load_step(comm, _place(directory, step), step, wanted)
             return Checkpoint(step, arrays, meta, skipped)
-        except CheckpointError as error:
+        except DamagedError as error:
             skipped.append(str(error))
     if skipped:
         raise CheckpointError(f"{skipped[0]}; no older checkpoint is whole")
     return None
 
 
+class Saver:
+    """Saves while the program goes on, one checkpoint at a time. Every rank makes one and calls the same methods.
+
+    `comm` is a duplicate that nothing else uses. Where this MPI lets no threads in, `start` saves before it returns.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, directory: Path, keep: int = 2) -> None:
+        self._comm, self._directory, self._keep = comm, directory, keep
+        self._thread: threading.Thread | None = None
+        self._fault: Exception | None = None
+
+    def start(self, step: int, pieces: Sequence[Piece], meta: Mapping[str, Any]) -> None:
+        """Copy the arrays, once the save before has ended, and begin to save them.
+
+        Raises:
+            CheckpointError: the save before went wrong; on every rank the same.
+
+        Cost: a copy of the pieces and an all-reduce of one number here; that of `save` in a thread.
+        """
+        self.wait()
+        snapshot = everywhere(self._comm, lambda: [replace(each, array=each.array.copy()) for each in pieces])
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            self._save(step, snapshot, meta)
+            return
+        self._thread = threading.Thread(target=self._save, args=(step, snapshot, copy.deepcopy(meta)))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return once nothing is being saved. Raises what `save` raises, on every rank the same."""
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            raise fault
+
+    def _save(self, step: int, pieces: list[Piece], meta: Mapping[str, Any]) -> None:
+        try:
+            save(self._comm, self._directory, step, pieces, meta, self._keep)
+        except Exception as error:
+            self._fault = error
+
+
 def _place(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}"
 
 
-def _write_arrays(path: Path, arrays: Arrays) -> dict[str, dict[str, Any]]:
-    """Write the arrays into one file and return the index entry of each."""
-    entries, pieces, start = {}, [], 0
-    for name, array in arrays.items():
-        if array.dtype.kind not in KINDS:
-            raise CheckpointError(f"array '{name}' is of type {array.dtype}; a checkpoint holds numbers only")
-        piece = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
-        entries[name] = {
-            "file": path.name,
-            "start": start,
-            "dtype": array.dtype.newbyteorder("<").str,
-            "shape": list(array.shape),
-            "global_shape": list(array.shape),
-            "offset": [0] * array.ndim,
-            "sha256": _sum(piece.data),
-        }
-        pieces.append(piece.data)
-        start += piece.nbytes
-    _write(path, pieces)
-    return entries
-
-
-def _read(place: Path, step: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Return arrays and meta of one checkpoint after checking every sum. Raises CheckpointError."""
-    index = place / "index.json"
+@contextmanager
+def _writing(final: Path) -> Iterator[None]:
+    """Turn a failed write into the one sentence that a user needs."""
     try:
-        body, _, rest = index.read_bytes().partition(b"\n")
-        if rest != _sum(body).encode() + b"\n":
-            raise CheckpointError(f"{index}: its checksum does not fit")
-        held = json.loads(body)
-        if held["schema"] != SCHEMA:
-            raise CheckpointError(f"{index}: schema is {held['schema']!r}, this reads {SCHEMA}")
-        if held["step"] != step:
-            raise CheckpointError(f"{index}: holds step {held['step']}, its directory is named after another")
-        arrays = {name: _read_array(place, name, entry) for name, entry in held["arrays"].items()}
-        return arrays, held["meta"]
+        yield
     except OSError as error:
-        raise CheckpointError(f"{error.filename or place}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not a checkpoint's index ({error})") from None
+        free = shutil.disk_usage(final.parent).free if final.parent.is_dir() else 0
+        raise NotSavedError(f"{final}: {error.strerror}; {free:,} bytes are free there") from None
 
 
-def _read_array(place: Path, name: str, entry: dict[str, Any]) -> NDArray[Any]:
-    dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-    path, n_bytes = place / entry["file"], dtype.itemsize * prod(shape)
-    if (
-        path.parent != place
-        or path.name == ".."
-        or path.is_symlink()
-        or dtype.kind not in KINDS
-        or min((0, *shape, entry["start"])) < 0
-    ):
-        raise CheckpointError(f"{place / 'index.json'}: array '{name}' points outside the checkpoint")
-    there = max(0, path.stat().st_size - entry["start"])
-    if there < n_bytes:  # looked at first: a wrong index must not make this process ask for memory
-        raise CheckpointError(f"{path}: array '{name}' is cut off, {there} of {n_bytes} bytes are there")
-    with path.open("rb") as file:
-        file.seek(entry["start"])
-        raw = file.read(n_bytes)
-    if _sum(raw) != entry["sha256"]:
-        raise CheckpointError(f"{path}: array '{name}' is damaged, its checksum does not fit")
-    return np.frombuffer(raw, dtype).reshape(shape)
+def _begin(final: Path, meta: Mapping[str, Any]) -> Path:
+    """Clear what a kill left and return a new directory beside `final`."""
+    json.dumps(meta, allow_nan=False)  # before any rank writes in vain
+    try:
+        make_private(final.parent)
+    except LaunchError as error:
+        raise NotSavedError(str(error)) from None
+    with _writing(final):
+        _put_back(final.parent)
+        for stale in final.parent.glob(".step-*"):
+            shutil.rmtree(stale)
+        beside = final.parent / f".{final.name}.{os.getpid()}"
+        beside.mkdir(mode=DIR_MODE)
+    return beside
 
 
-def _sum(data: bytes | memoryview) -> str:
-    """Return the SHA-256; of the standard library's sums that no damage escapes it was measured the fastest."""
-    return hashlib.sha256(data).hexdigest()
+def _put_back(directory: Path) -> None:
+    """Give a checkpoint its name back that lost it to its own successor, when a kill kept that from taking it."""
+    for replaced in directory.glob(".step-*.replaced"):
+        final = directory / replaced.name.removeprefix(".").removesuffix(".replaced")
+        if not final.exists():
+            replaced.rename(final)
 
 
-def _write(path: Path, pieces: list[Any]) -> None:
-    with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE), "wb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
+def _commit(beside: Path, final: Path, stored: list[Stored], meta: Mapping[str, Any], keep: int) -> None:
+    """Write the index, give the directory its name, and let go of checkpoints that are no longer kept."""
+    check_whole(by_name(stored))
+    directory, step = final.parent, int(final.name.removeprefix("step-"))
+    replaced = directory / f".{final.name}.replaced"
+    with _writing(final):
+        write_index(beside, step, meta, stored)
+        _sync(beside)
+        if final.exists():
+            final.rename(replaced)
+        beside.rename(final)
+        _sync(directory)
+        shutil.rmtree(replaced, ignore_errors=True)
+        kept = [each for each in steps(directory) if each <= step][-keep:]
+        for old in set(steps(directory)).difference(kept):
+            shutil.rmtree(_place(directory, old))
+
+
+def _newest_first(directory: Path) -> list[int]:
+    try:
+        _put_back(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: {error.strerror}") from None
+    return steps(directory)[::-1]
+
+
+def _load_step(
+    comm: MPI.Intracomm, place: Path, step: int, wanted: Mapping[str, Wanted] | None
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    stored, meta = on_root(comm, lambda: read_index(place, step))
+    held = by_name(stored)
+    boxes = _everything(held) if wanted is None else wanted
+    everywhere(comm, lambda: _check_wanted(place, held, boxes))
+    return everywhere(comm, lambda: _assemble(place, held, boxes)), meta
+
+
+def _everything(held: Mapping[str, list[Stored]]) -> dict[str, Wanted]:
+    firsts = {name: pieces[0] for name, pieces in held.items()}
+    return {
+        name: Wanted(
+            first.whole_shape, (0,) * len(first.whole_shape), first.whole_shape, np.dtype(first.dtype)
+        )
+        for name, first in firsts.items()
+    }
+
+
+def _check_wanted(place: Path, held: Mapping[str, list[Stored]], wanted: Mapping[str, Wanted]) -> None:
+    """See that the checkpoint holds arrays of the wanted names, dtypes and whole shapes."""
+    for name, want in wanted.items():
+        check_inside(name, want.whole_shape, want.offset, want.shape)
+        if name not in held:
+            raise CheckpointError(f"{place}: the checkpoint holds no array '{name}'")
+        there = kind(held[name][0].dtype, held[name][0].whole_shape)
+        if there != (here := kind(want.dtype, want.whole_shape)):
+            raise CheckpointError(f"array '{name}' is {there} in the checkpoint, {here} in this model")
+
+
+def _assemble(
+    place: Path, held: Mapping[str, list[Stored]], wanted: Mapping[str, Wanted]
+) -> dict[str, NDArray[Any]]:
+    """Return the wanted arrays, put together from the pieces that overlap them."""
+    dtypes = {name: np.dtype(held[name][0].dtype) for name in wanted}
+    # Moved as plain bytes: a copy of numbers may leave out what is no part of their value, as in a long double.
+    arrays = {name: np.empty(want.shape, f"V{dtypes[name].itemsize}") for name, want in wanted.items()}
+    needed = [
+        (each, parts)
+        for name, want in wanted.items()
+        for each in held[name]
+        if (parts := overlap(each, want)) is not None
+    ]
+    needed.sort(key=lambda item: (item[0].file, item[0].start))
+    for file, of_file in groupby(needed, lambda item: item[0].file):
+        try:
+            with (place / file).open("rb") as opened:
+                for stored, (here, there) in of_file:
+                    opened.seek(stored.start)
+                    raw = np.empty(stored.n_bytes, np.uint8)
+                    if opened.readinto(raw.data) < raw.nbytes or sha256(raw.data) != stored.sha256:
+                        raise DamagedError(
+                            f"{place / file}: array '{stored.name}' is damaged, its checksum does not fit"
+                        )
+                    piece = raw.view(arrays[stored.name].dtype).reshape(stored.shape)
+                    arrays[stored.name][there] = piece[here]
+        except OSError as error:
+            raise DamagedError(f"{place / file}: {error.strerror}") from None
+    return {name: array.view(dtypes[name]) for name, array in arrays.items()}
 
 
 def _sync(directory: Path) -> None:
