@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from launch.rundir import RunDir
     from workflows.study import Study
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key: base.model.width=64")
 ]
 SiteName = Annotated[str | None, typer.Option("--site", help="run there instead of the study's own site")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="a run's id, or its directory")]
+RunsDir = Annotated[Path, typer.Option(help="where studies are kept")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 
 
@@ -75,20 +78,14 @@ def status(study: StudyPath, overrides: Overrides = None, as_json: Json = False)
 
 @app.command()
 def logs(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, or its directory")],
-    runs_dir: Annotated[Path, typer.Option(help="where studies are kept")] = Path("runs"),
+    run_id: RunId,
+    runs_dir: RunsDir = Path("runs"),
     attempt: Annotated[int | None, typer.Option(help="default: the last one")] = None,
 ) -> None:
     """Print what a run wrote to its output, then to its error stream."""
-    from launch.rundir import RunDir
     from workflows.errors import ConfigError
 
-    found = [
-        path for path in (Path(run_id), *sorted(runs_dir.glob(f"*/{Path(run_id).name}"))) if path.is_dir()
-    ]
-    if not found:
-        raise ConfigError(f"logs: no run '{run_id}' in {runs_dir}/*/; `isoflop status STUDY` lists the runs")
-    directory = RunDir(found[0])
+    directory = _run_dir("logs", run_id, runs_dir)
     number = attempt or max(directory.attempts(), default=0)
     if number not in directory.attempts():
         raise ConfigError(f"logs: {directory.path} has no attempt {number}; it has {directory.attempts()}")
@@ -128,6 +125,23 @@ def fit(
     _print(result.to_json() if as_json else show.fit_text(result))
 
 
+@app.command()
+def export(
+    run_id: RunId,
+    out: Annotated[Path, typer.Option(help="a directory for the files")],
+    format_: Annotated[str, typer.Option("--format", help="safetensors")] = "safetensors",
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Write a run's weights for other programs: a Hugging Face Llama as safetensors."""
+    from workflows.errors import ConfigError
+    from workflows.llm.export import export_run
+
+    if format_ != "safetensors":
+        raise ConfigError(f"export: --format {format_}; there is safetensors")
+    for path in export_run(_run_dir("export", run_id, runs_dir), out):
+        print(path)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(metavar="sites|laws|workflows")], as_json: Json = False
@@ -150,6 +164,20 @@ def _study(path: Path, overrides: list[str] | None, site: str | None) -> Study:
     if path.is_dir():
         return read_study(path / "study.yaml", [*(overrides or []), f"runs_dir={path.parent}"], site)
     return read_study(path, overrides, site)
+
+
+def _run_dir(verb: str, run_id: str, runs_dir: Path) -> RunDir:
+    """Return the directory of the run that is named, or the one at that path."""
+    from launch.rundir import RunDir
+    from workflows.errors import ConfigError
+
+    places = (Path(run_id), *sorted(runs_dir.glob(f"*/{Path(run_id).name}")))
+    found = [path for path in places if path.is_dir()]
+    if not found:
+        raise ConfigError(
+            f"{verb}: no run '{run_id}' in {runs_dir}/*/; `isoflop status STUDY` lists the runs"
+        )
+    return RunDir(found[0])
 
 
 def _print(document: Any) -> None:

@@ -25,7 +25,7 @@ MODEL = {
     "head_width": 4,
     "kv_heads": 2,
     "ffn_width": 24,
-    "seq_len": 16,
+    "seq_len": 32,
     "vocab_size": 257,
 }
 GPT = {"arch": "gpt", "tied_head": False}
