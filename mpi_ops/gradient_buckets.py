@@ -62,7 +62,9 @@ class GradientBuckets:
         if chosen:
             self._make(chosen)
         for name, parameter in self._parameters.items():
-            parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.came(name))
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda _, name=name: self.came(name)
+            )
 
     def _make(self, names: list[str]) -> None:
         tensors = [self._parameters[name] for name in names]

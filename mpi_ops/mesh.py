@@ -47,16 +47,22 @@ def make_mesh(layout: ParallelLayout) -> Mesh:
     here = layout.coords(rank)
     lines = {axis: _line(layout, rank, (axis,)) for axis in ("tp", "cp", "pp", "dp")}
     data = _line(layout, rank, ("dp", "cp"))
-    at_end = here["pp"] in (0, layout.pp - 1)
+    groups = {name: _group(line, name) for name, line in {**lines, "data": data}.items()}
+    ends = None
+    if layout.pp > 1:
+        at_end = here["pp"] in (0, layout.pp - 1)
+        # torch names a group by its ranks and by how many groups a rank has made: all must make as many.
+        made = _new_group((lines["pp"][0], lines["pp"][-1]) if at_end else (rank,), "ends")
+        ends = made if at_end else None
     return Mesh(
         layout,
         rank,
-        tp=_group(lines["tp"], "tp"),
-        cp=_group(lines["cp"], "cp"),
-        pp=_group(lines["pp"], "pp"),
-        dp=_group(lines["dp"], "dp"),
-        data=_group(data, "data"),
-        ends=_group((lines["pp"][0], lines["pp"][-1]), "ends") if at_end and layout.pp > 1 else None,
+        tp=groups["tp"],
+        cp=groups["cp"],
+        pp=groups["pp"],
+        dp=groups["dp"],
+        data=groups["data"],
+        ends=ends,
     )
 
 
@@ -71,9 +77,10 @@ def _line(layout: ParallelLayout, rank: int, axes: Iterable[Axis]) -> list[int]:
     ]
 
 
-def _group(ranks: Iterable[int], name: str) -> dist.ProcessGroup | None:
-    members = list(ranks)
-    if len(members) == 1:
-        return None
-    group: dist.ProcessGroup = dist.new_group(members, use_local_synchronization=True, group_desc=name)
+def _group(ranks: list[int], name: str) -> dist.ProcessGroup | None:
+    return _new_group(ranks, name) if len(ranks) > 1 else None
+
+
+def _new_group(ranks: Iterable[int], name: str) -> dist.ProcessGroup:
+    group: dist.ProcessGroup = dist.new_group(list(ranks), use_local_synchronization=True, group_desc=name)
     return group

@@ -144,7 +144,7 @@ class Pipeline:
         key = action.stage, action.microbatch
         x, y = self._open.pop(key)
         gradient = torch.full_like(y, self.scale) if action.stage == self.last else self._take("g", *key)
-        torch.autograd.backward(y, gradient)  # type: ignore[no-untyped-call]
+        torch.autograd.backward(y, gradient)
         if x is not None and x.grad is not None:
             self._give("g", action.stage - 1, action.microbatch, x.grad)
         if self.put_off is not None:

@@ -57,7 +57,8 @@ class _CrossEntropy(torch.autograd.Function):
         total_T, target_T = sums_2T
         ctx.save_for_backward(exp_TV.div_(total_T[:, None]), row_T, outside_T)
         ctx.dtype = logits_TV.dtype
-        return (total_T.log() - target_T).mean()
+        mean: Tensor = (total_T.log() - target_T).mean()
+        return mean
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mpi_ops.layout import ParallelLayout
+from mpi_ops.schedule import placement
 from workflows.config import Section
 from workflows.workflow import RunSize
 
@@ -20,7 +22,7 @@ BYTE_VOCABULARY = 256
 
 
 class ModelConfig(Section):
-    """A decoder: a Llama's (RMSNorm, rotary positions, SwiGLU) or a GPT's (LayerNorm, learned positions, GELU, biases)."""
+    """A decoder: RMSNorm, rotary positions and SwiGLU, or a GPT's LayerNorm, learned positions, GELU and biases."""
 
     arch: Literal["llama", "gpt"] = "llama"
     """Kind of block."""
@@ -279,7 +281,12 @@ def check_ranks(config: LlmConfig, ranks: int) -> None:
     stages = parallel.pp * parallel.stages_per_rank
     micro = parallel.microbatch or 1
     for what, value, divisor, by in (
-        ("train.global_batch", train.global_batch, dp * micro, f"{dp} data-parallel ranks x microbatch {micro}"),
+        (
+            "train.global_batch",
+            train.global_batch,
+            dp * micro,
+            f"{dp} data-parallel ranks x microbatch {micro}",
+        ),
         ("the query heads, model.width / model.head_width", model.heads, parallel.tp, "parallel.tp"),
         ("model.kv_heads", model.key_heads, parallel.tp, "parallel.tp"),
         ("model.ffn_width", model.ffn, parallel.tp, "parallel.tp"),
@@ -290,6 +297,25 @@ def check_ranks(config: LlmConfig, ranks: int) -> None:
             raise ValueError(f"{what} = {value} is no multiple of {divisor}, which is {by}")
     if model.layers < stages:
         raise ValueError(f"model.layers={model.layers}: {stages} pipeline stages need a layer each")
+    held = placement(parallel.schedule, parallel.pp, parallel.stages_per_rank)  # raises what it does not take
+    splits_backward = parallel.schedule in ("zero_bubble", "zbv", "dualpipev")
+    if splits_backward and parallel.zero > 1:
+        raise ValueError(
+            f"parallel.zero={parallel.zero} with schedule {parallel.schedule}, which puts off gradients of weights: "
+            "they would be shared out before they are there; take zero 0 or 1"
+        )
+    if parallel.zero and model.tied_head and stages > 1 and any({0, stages - 1} <= set(row) for row in held):
+        raise ValueError(
+            f"parallel.zero={parallel.zero} with schedule {parallel.schedule}, whose first and last stage share a "
+            "rank: tied weights would be sharded twice; take zero 0 or model.tied_head: false"
+        )
+
+
+def layout_of(config: LlmConfig, ranks: int) -> ParallelLayout:
+    """Return the layout of so many ranks; those that tp, pp and cp leave share the batch."""
+    parallel = config.parallel
+    dp = ranks // (parallel.tp * parallel.pp * parallel.cp)
+    return ParallelLayout(dp=dp, pp=parallel.pp, cp=parallel.cp, tp=parallel.tp)
 
 
 def stage_layers(model: ModelConfig, stages: int) -> list[range]:
@@ -301,6 +327,10 @@ def stage_layers(model: ModelConfig, stages: int) -> list[range]:
         others = math.ceil((model.layers - last) / max(1, stages - 1)) if stages > 1 else 0
         return max(others * block, last * block + head)
 
-    last = min(range(1, model.layers - stages + 2), key=lambda n: (slowest(n), n)) if stages > 1 else model.layers
+    last = (
+        min(range(1, model.layers - stages + 2), key=lambda n: (slowest(n), n))
+        if stages > 1
+        else model.layers
+    )
     ends = [(model.layers - last) * stage // max(1, stages - 1) for stage in range(stages)] + [model.layers]
     return [range(ends[stage], ends[stage + 1]) for stage in range(stages)]

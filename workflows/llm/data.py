@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from launch.rundir import make_private, write_private
 from workflows.errors import ConfigError
-from workflows.llm.config import BYTE_VOCABULARY, DataConfig, LlmConfig, check_ranks
+from workflows.llm.config import BYTE_VOCABULARY, DataConfig, LlmConfig
 
 SCHEMA = "isoflop-tokens/1"
 NO_TEXT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -171,13 +171,13 @@ def _held_back(names: list[str], config: DataConfig) -> set[str]:
 
 @dataclass(slots=True)
 class Batches:
-    """The batches of one run as rank `rank` of `ranks` sees them; the global batch is the same for any `ranks`.
+    """The batches of one run as data-parallel rank `rank` of `ranks` sees them; all `ranks` share one global batch.
 
     Sequence i of step s is window `order[(s * global_batch + i) mod windows]` of the training text, the order
     being drawn anew for every pass over it from (seed, pass). Nothing has to be saved to go on at a step.
 
     Raises:
-        ConfigError: the ranks cannot share the batch equally, or a part of the text is shorter than a sequence.
+        ConfigError: a part of the text is shorter than a sequence.
     """
 
     config: LlmConfig
@@ -189,10 +189,6 @@ class Batches:
     _order: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
-        try:
-            check_ranks(self.config, self.ranks)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
         needed = self.config.model.seq_len + 1
         for purpose, tokens in (("training", self.train), ("validation", self.validation)):
             if len(tokens) < needed:
@@ -216,6 +212,13 @@ class Batches:
         share = self.config.train.global_batch // self.ranks
         first = step * self.config.train.global_batch + self.rank * share
         return self._cut(self.train, np.array([self._window(first + i) for i in range(share)]))
+
+    @property
+    def validation_rounds(self) -> int:
+        """Batches of validation of the rank that has the most."""
+        held = (len(self.validation) - 1) // self.config.model.seq_len
+        most = -(-min(self.config.train.evaluation_sequences, held) // self.ranks)
+        return -(-most // self.config.train.global_batch)
 
     def validation_batches(self) -> Iterator[tuple[IntArray, IntArray]]:
         """Yield this rank's share of the fixed validation sequences, in batches of the training size.

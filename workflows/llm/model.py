@@ -93,6 +93,7 @@ class Positions(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.seq_len, config.width))
+        self.rows_L: Tensor
         self.register_buffer("rows_L", torch.arange(config.seq_len), persistent=False)
         self.share = 0
         """Which share of the batch's tokens comes, when they come flat."""
@@ -157,6 +158,8 @@ class Transformer(nn.Module):
             if config.tied_head:
                 self.head.weight = self.embedding.weight
         self.to(dtype)
+        self.cos_LE: Tensor
+        self.sin_LE: Tensor
         cos_LE, sin_LE = rotary_table(config, dtype)
         self.register_buffer("cos_LE", cos_LE, persistent=False)
         self.register_buffer("sin_LE", sin_LE, persistent=False)

@@ -1,22 +1,16 @@
-"""AdamW, its learning rate, the clipping of gradients, and its state as plain named arrays."""
+"""AdamW on named tensors, its learning rate, the clipping of gradients, and its state as named arrays."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from launch.errors import CheckpointError
 from workflows.llm.config import OptimizerConfig
-
-
-class MissingGradientError(Exception):
-    """A trained parameter got no gradient: some part of the step is not connected or was lost."""
-
-    exit_code = 1
 
 
 class AdamW:
@@ -32,22 +26,22 @@ class AdamW:
         self.moments = {
             name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self._parameters.items()
         }
-        self.steps = {name: torch.zeros((), dtype=torch.float32) for name in self._parameters}
+        self.count = torch.zeros((), dtype=torch.float32)
 
     @torch.no_grad()
     def step(self, lr: float, gradients: Mapping[str, Tensor]) -> None:
         """Update every parameter from its gradient."""
         chosen = self._config
+        self.count += 1
         for decay, is_matrix in ((chosen.weight_decay, True), (0.0, False)):
             names = [name for name, p in self._parameters.items() if (p.ndim > 1) is is_matrix]
-            torch._foreach_add_([self.steps[name] for name in names], 1)
             torch._fused_adamw_(
                 [self._parameters[name] for name in names],
                 [gradients[name] for name in names],
                 [self.moments[name][0] for name in names],
                 [self.moments[name][1] for name in names],
                 [],
-                [self.steps[name] for name in names],
+                [self.count] * len(names),
                 lr=lr,
                 beta1=chosen.beta1,
                 beta2=chosen.beta2,
@@ -56,11 +50,6 @@ class AdamW:
                 amsgrad=False,
                 maximize=False,
             )
-
-    def zero_grad(self) -> None:
-        """Forget all gradients, so that one that does not come back is noticed."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
 
 
 def learning_rate(step: int, n_steps: int, peak: float, config: OptimizerConfig) -> float:
@@ -78,52 +67,17 @@ def learning_rate(step: int, n_steps: int, peak: float, config: OptimizerConfig)
     return peak * (config.min_lr_ratio + (1 - config.min_lr_ratio) * shape)
 
 
-def gradients(model: nn.Module) -> list[Tensor]:
-    """Return the gradient of every trained parameter, in the model's order.
-
-    Raises:
-        MissingGradientError: one of them is None; the sentence names the parameter.
-    """
-    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    if missing:
-        raise MissingGradientError(f"no gradient for {', '.join(missing)}")
-    return [p.grad for p in model.parameters() if p.grad is not None]
+def clip(gradients: Iterable[Tensor], norm: float, largest: float) -> None:
+    """Scale gradients, in place, whose global norm is `norm` to one of at most `largest`."""
+    if norm > largest:
+        torch._foreach_mul_(list(gradients), largest / (norm + 1e-6))
 
 
-def clip(gradients: list[Tensor], largest: float) -> float:
-    """Scale the gradients, in place, to a global norm of at most `largest`; return the norm before."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))
-    return norm.item()
-
-
-def state_arrays(model: nn.Module, optimizer: AdamW) -> dict[str, np.ndarray]:
-    """Return weights, both moments and step counts as `weight/NAME`, `moment1/NAME`, ...: views, not copies."""
+def state(parameters: Mapping[str, Tensor], optimizer: AdamW) -> dict[str, NDArray[Any]]:
+    """Return weights and both moments as `weight/NAME`, `moment1/NAME`, `moment2/NAME`: views, not copies."""
     arrays = {}
-    for name, parameter in model.named_parameters():
-        arrays[f"weight/{name}"] = parameter.detach().numpy()
-        arrays[f"moment1/{name}"], arrays[f"moment2/{name}"] = (m.numpy() for m in optimizer.moments[name])
-        arrays[f"step/{name}"] = optimizer.steps[name].numpy()
+    for name, parameter in parameters.items():
+        first, second = optimizer.moments[name]
+        for kind, tensor in (("weight", parameter), ("moment1", first), ("moment2", second)):
+            arrays[f"{kind}/{name}"] = tensor.detach().numpy()
     return arrays
-
-
-@torch.no_grad()
-def load_state_arrays(model: nn.Module, optimizer: AdamW, arrays: Mapping[str, np.ndarray]) -> None:
-    """Take weights, moments and step counts back, bit by bit.
-
-    Raises:
-        CheckpointError: an array is missing, or of another shape or type than this model's.
-    """
-    for name, parameter in model.named_parameters():
-        held = (parameter, *optimizer.moments[name], optimizer.steps[name])
-        for kind, tensor in zip(("weight", "moment1", "moment2", "step"), held, strict=True):
-            key, wanted = f"{kind}/{name}", tensor.detach().numpy()
-            array = arrays.get(key)
-            if array is None:
-                raise CheckpointError(f"the checkpoint holds no array '{key}'")
-            if (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
-                raise CheckpointError(
-                    f"array '{key}' is {array.dtype}{list(array.shape)} in the checkpoint, "
-                    f"{wanted.dtype}{list(wanted.shape)} in this model"
-                )
-            tensor.copy_(torch.tensor(array))

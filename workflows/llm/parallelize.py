@@ -77,17 +77,22 @@ class ParallelModel:
             self._splits |= self._split(model)
         shared = self._tie_ends()
         self._sharded = bool(parallel.zero) and self.mesh.data is not None
+        rows: dict[str, int] = {}
         if self._sharded:
             from workflows.llm.zero import shard
 
-            rows = shard(self.stages.values(), self.mesh.data, parallel.zero)
+            rows = shard(self.stages.values(), self.mesh.data, parallel.zero)  # type: ignore[arg-type]
         else:
-            rows = {}
             self._buckets = GradientBuckets(self._named(), self.mesh.data, layout.dp * layout.cp, shared)
         self.boxes = {
             name: self._box(name, shape, self._splits.get(name), rows.get(name))
             for name, shape in whole_shapes.items()
         }
+
+    @property
+    def pipeline_ranks(self) -> int:
+        """Ranks that work on the same sequences."""
+        return self.layout.pp * self.layout.cp * self.layout.tp
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the memory of this rank's part of each parameter, by the parameter's name in the whole model."""
@@ -125,10 +130,9 @@ class ParallelModel:
             reduce_shards(self.stages.values())
         gradients = self.gradients()
         self._add_up_copies(gradients)
-        squares = sum(
-            (g.double().square().sum() / self.boxes[name].copies for name, g in gradients.items()),
-            torch.zeros((), dtype=torch.float64),
-        )
+        norms = torch.stack(torch._foreach_norm(list(gradients.values()))).double()
+        copies = torch.tensor([self.boxes[name].copies for name in gradients])
+        squares = (norms.square() / copies).sum()
         replicas = self.layout.dp * self.layout.cp * self.layout.tp
         mean = torch.stack([*losses.values(), torch.zeros(())]).double().sum() * self._micro / self._share
         totals = torch.stack((mean / replicas, squares))
@@ -180,7 +184,11 @@ class ParallelModel:
 
     def _tie_ends(self) -> dict[str, int]:
         """Let first and last stage share tied weights where a V-shaped pipeline puts both here; return their uses."""
-        if self._last_stage == 0 or not self.config.model.tied_head or not {0, self._last_stage} <= set(self.stages):
+        if (
+            self._last_stage == 0
+            or not self.config.model.tied_head
+            or not {0, self._last_stage} <= set(self.stages)
+        ):
             return {}
         first, last = self.stages[0], self.stages[self._last_stage]
         last.embedding.weight = last.head.weight = first.embedding.weight
@@ -252,7 +260,7 @@ class ParallelModel:
     def _loss(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
         if self.mesh.tp is None:
             return loss(logits_BLV.float() if logits_BLV.dtype is torch.bfloat16 else logits_BLV, targets_BL)
-        first = self.boxes["head.weight" if not self.config.model.tied_head else TIED].offset[0]
+        first = self._splits[TIED if self.config.model.tied_head else "head.weight"][1]
         return cross_entropy(logits_BLV.flatten(0, 1), targets_BL.flatten(), first, self.mesh.tp)
 
     def _add_up_copies(self, gradients: Mapping[str, Tensor]) -> None:
@@ -272,7 +280,7 @@ def _linear(put_off: WeightGradients, module: nn.Linear, x: Tensor) -> Tensor:
 
 def _local(tensor: Tensor) -> Tensor:
     """Return this rank's memory of a tensor that may be sharded (a DTensor)."""
-    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
 
 

@@ -17,15 +17,15 @@ import torch
 
 from analysis.store.schema import StreamSpec
 from launch.metrics import Metrics
-from mpi_ops.data_parallel import all_reduce_mean
+from mpi_ops.layout import AXES
 from mpi_ops.process_group import destroy_process_group, init_process_group
 from slurm.strict_yaml import load
 from workflows.config import parse
-from workflows.errors import RefusedError
+from workflows.errors import ConfigError, RefusedError
 from workflows.llm import optimizer
-from workflows.llm.config import LlmConfig, size
+from workflows.llm.config import LlmConfig, check_ranks, layout_of, size
 from workflows.llm.data import Batches, TokenFile, prepare_tokens
-from workflows.llm.model import Transformer, loss
+from workflows.llm.parallelize import ParallelModel
 
 STREAMS = (
     StreamSpec("train_loss", "nat/token", "mean cross-entropy of the step's batch, before its update"),
@@ -35,9 +35,6 @@ STREAMS = (
     StreamSpec("tokens_per_s", "token/s", "of all ranks together, since the row before"),
 )
 SUMMARY = ("N_total", "N_nonembedding", "D_tokens", "C_flops", "L_val", "wall_s")
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
-
-
 Made = TypeVar("Made")
 
 
@@ -55,7 +52,7 @@ class Training:
     config: LlmConfig
     tokens_file: TokenFile
     batches: Batches
-    model: Transformer
+    model: ParallelModel
     optimizer: optimizer.AdamW
     metrics: Metrics
     step: int = 0
@@ -89,12 +86,17 @@ def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path) -> None:
         RefusedError: the checkpoint was made from another text.
         DivergedError: the loss, the gradient or the validation loss is no longer a number.
     """
+    try:
+        check_ranks(config, job.world_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     tokens = _on_rank_0(job, lambda: prepare_tokens(config.data, cache_dir))
-    saved = _on_rank_0(job, lambda: checkpoint.load(job.run.checkpoints))
+    layout = layout_of(config, job.world_size)
     torch.manual_seed(config.train.seed)  # nothing draws from it yet; checkpoints keep its state all the same
-    model = Transformer(config.model, config.train.seed, DTYPES[config.train.dtype])
-    adamw = optimizer.AdamW(model, config.optimizer)
-    batches = Batches(config, *tokens.read(), job.rank, job.world_size)
+    model = ParallelModel(config, layout)
+    adamw = optimizer.AdamW(model.parameters(), config.optimizer)
+    batches = Batches(config, *tokens.read(), model.mesh.place("dp"), layout.dp)
+    saved = checkpoint.load(job.comm, job.run.checkpoints, wanted(model, adamw))
     meta = _meta(job, config, tokens, saved.step if saved else 0)
     attempt_file = job.run.attempt(job.attempt, "h5")
     with Metrics(job.comm, attempt_file, meta=meta, streams=STREAMS, summary=SUMMARY) as metrics:
@@ -147,39 +149,34 @@ def advance(run: Training) -> None:
 def step(run: Training) -> tuple[float, float, float]:
     """Do one optimizer step over the global batch; return its mean loss, gradient norm and learning rate.
 
-    Cost: one all-reduce of all gradients and the loss.
+    Cost: that of `ParallelModel.backward`.
     """
     config = run.config
-    tokens_BL, targets_BL = map(torch.from_numpy, run.batches.batch(run.step))
-    share = len(tokens_BL)
-    micro = config.train.microbatch or share
-    run.optimizer.zero_grad()
-    total = torch.zeros(1, dtype=DTYPES[config.train.dtype])
-    for start in range(0, share, micro):
-        part = slice(start, start + micro)
-        weighted = loss(run.model(tokens_BL[part]), targets_BL[part]) * (micro / share)
-        weighted.backward()  # type: ignore[no-untyped-call]
-        total += weighted.detach()
-    gradients = optimizer.gradients(run.model)
-    all_reduce_mean([*gradients, total])
-    grad_norm = optimizer.clip(gradients, config.optimizer.grad_clip)
+    train_loss, grad_norm = run.model.backward(*map(torch.from_numpy, run.batches.batch(run.step)))
     if not math.isfinite(grad_norm):
-        raise _diverged(config, run.step + 1, f"loss {total.item():.4g}, gradient norm {grad_norm}")
+        raise _diverged(config, run.step + 1, f"loss {train_loss:.4g}, gradient norm {grad_norm}")
+    gradients = run.model.gradients()
+    optimizer.clip(gradients.values(), grad_norm, config.optimizer.grad_clip)
     lr = optimizer.learning_rate(run.step, config.steps, config.peak_lr, config.optimizer)
-    run.optimizer.step(lr)
-    return total.item(), grad_norm, lr
+    run.optimizer.step(lr, gradients)
+    return train_loss, grad_norm, lr
 
 
-@torch.no_grad()
 def evaluate(run: Training) -> float:
     """Return the mean loss over the fixed validation sequences, the same on every rank.
 
-    Cost: one all-reduce of two numbers.
+    Every rank takes part in as many rounds as the one with the most sequences: others may need its weights.
+
+    Cost: a forward pass a round, and one all-reduce of two numbers.
     """
-    here = np.zeros(2)
-    for tokens_BL, targets_BL in run.batches.validation_batches():
-        mean = loss(run.model(torch.from_numpy(tokens_BL)), torch.from_numpy(targets_BL)).item()
-        here += (mean * tokens_BL.size, tokens_BL.size)
+    here, length = np.zeros(2), run.config.model.seq_len
+    nothing = np.zeros((1, length), np.int64)
+    batches = run.batches.validation_batches()
+    for _ in range(run.batches.validation_rounds):
+        tokens_BL, targets_BL = next(batches, (nothing, nothing))
+        total = run.model.loss_sum(torch.from_numpy(tokens_BL), torch.from_numpy(targets_BL))
+        if tokens_BL is not nothing:
+            here += (total, tokens_BL.size / run.model.pipeline_ranks)
     everywhere = np.empty_like(here)
     run.job.comm.Allreduce(here, everywhere)
     return float(everywhere[0] / everywhere[1])
@@ -192,17 +189,41 @@ def evaluation_steps(config: LlmConfig) -> set[int]:
 
 
 def save(run: Training) -> None:
-    """Commit a checkpoint from rank 0: weights, moments, random state; the data's cursor is the step itself."""
+    """Commit a checkpoint: weights, moments, random state; the data's cursor is the step itself."""
+    arrays = optimizer.state(run.model.parameters(), run.optimizer)
+    pieces = []
+    for key, array in arrays.items():
+        box = run.model.boxes[key.partition("/")[2]]
+        if box.first_copy:
+            pieces.append(checkpoint.Piece(key, array, box.shape, box.offset))
     if run.job.rank == 0:
-        arrays = optimizer.state_arrays(run.model, run.optimizer)
-        arrays["rng/torch"] = torch.get_rng_state().numpy()
-        meta = {
-            "text_sha256": run.tokens_file.text_sha256,
-            "val_loss": _json(run.val_loss),
-            "wall_s": run.wall_s,
-        }
-        run.metrics.flush()  # a resumed run keeps the rows up to its checkpoint, so they must be there
-        checkpoint.save(run.job.run.checkpoints, run.step, arrays, meta)
+        pieces += [checkpoint.whole(key, array) for key, array in _common(run.optimizer).items()]
+    meta = {
+        "text_sha256": run.tokens_file.text_sha256,
+        "val_loss": _json(run.val_loss),
+        "wall_s": run.wall_s,
+    }
+    run.metrics.flush()  # a resumed run keeps the rows up to its checkpoint, so they must be there
+    checkpoint.save(run.job.comm, run.job.run.checkpoints, run.step, pieces, meta)
+
+
+def wanted(model: ParallelModel, adamw: optimizer.AdamW) -> dict[str, checkpoint.Wanted]:
+    """Return what this rank needs of a checkpoint."""
+    parts = {
+        key: checkpoint.Wanted(box.shape, box.offset, array.shape, array.dtype)
+        for key, array in optimizer.state(model.parameters(), adamw).items()
+        for box in [model.boxes[key.partition("/")[2]]]
+    }
+    common = {
+        key: checkpoint.Wanted(array.shape, (0,) * array.ndim, array.shape, array.dtype)
+        for key, array in _common(adamw).items()
+    }
+    return {**parts, **common}
+
+
+def _common(adamw: optimizer.AdamW) -> dict[str, np.ndarray]:
+    """Return the state that is the same on all ranks."""
+    return {"optimizer/count": adamw.count.numpy(), "rng/torch": torch.get_rng_state().numpy()}
 
 
 def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
@@ -213,7 +234,9 @@ def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
             f"{saved.meta['text_sha256'][:12]}, data.source now holds {run.tokens_file.text_sha256[:12]}; "
             "bring the text back, or remove this run's directory to start it anew"
         )
-    optimizer.load_state_arrays(run.model, run.optimizer, saved.arrays)
+    for key, array in optimizer.state(run.model.parameters(), run.optimizer).items():
+        array[...] = saved.arrays[key]
+    run.optimizer.count.fill_(float(saved.arrays["optimizer/count"]))
     torch.set_rng_state(torch.tensor(saved.arrays["rng/torch"]))
     run.step, run.wall_s = saved.step, saved.meta["wall_s"]
     run.val_loss = float("nan") if saved.meta["val_loss"] is None else saved.meta["val_loss"]
@@ -235,7 +258,7 @@ def _meta(
         "attempt": job.attempt,
         "restore_step": restore_step,
         "world_size": job.world_size,
-        "layout": json.dumps({"dp": job.world_size}),
+        "layout": json.dumps(dict(zip(AXES, layout_of(config, job.world_size).shape, strict=True))),
         "config": json.dumps(config.model_dump(mode="json")),
         "flops_convention": size(config).flops_convention,
         "text_sha256": tokens.text_sha256,

@@ -83,9 +83,8 @@ def split(
         dim = rules[name]
         if dim is None:
             continue
-        module, _, _ = name.rpartition(".")
         whole = parameter.shape[dim]
-        uneven = _VOCABULARY.fullmatch(module.rpartition(".")[2])
+        uneven = _VOCABULARY.fullmatch(name.split(".")[-2])
         if whole % ranks and not uneven:
             raise LayoutError(
                 f"{name}: {whole} rows or columns cannot be shared equally by parallel.tp={ranks}"

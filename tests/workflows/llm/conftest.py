@@ -89,7 +89,7 @@ def trained(tmp_path_factory, config_of, mpiexec) -> dict[tuple[int, str], Outco
     place = tmp_path_factory.mktemp("trained")
     variants = {
         "whole": [(config_of(), None)],
-        "pieces": [(config_of(train={"microbatch": 1}), None)],
+        "pieces": [(config_of(parallel={"microbatch": 1}), None)],
         "gloo": [(config_of(parallel={"backend": "gloo"}), None)],
         "interrupted": [(config_of(), 9), (config_of(), 12), (config_of(), None)],
         "single": [(config_of(train={"dtype": "fp32"}), None)],

@@ -97,12 +97,6 @@ def test_validation_is_the_same_fixed_sequences_for_any_number_of_ranks(ranks, w
     assert sorted(found) == list(used)
 
 
-@pytest.mark.parametrize(("ranks", "microbatch"), [(3, None), (2, 4)])
-def test_a_batch_that_cannot_be_shared_equally_is_refused(ranks, microbatch):
-    with pytest.raises(ConfigError, match=f"train.global_batch=4 is no multiple of {ranks} ranks"):
-        batches(0, ranks, microbatch=microbatch)
-
-
 @pytest.mark.parametrize("part", ["train", "validation"])
 def test_a_text_shorter_than_a_sequence_is_refused(part):
     purpose = {"train": "training", "validation": "validation"}[part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workflows.config import parse
 from workflows.errors import ConfigError
-from workflows.llm.config import LlmConfig, ModelConfig, check_ranks, mathematics, size
+from workflows.llm.config import LlmConfig, ModelConfig, check_ranks, mathematics, size, stage_layers
 from workflows.llm.model import Transformer, loss
 
 MODELS = [
@@ -96,7 +97,7 @@ def test_three_ways_to_say_one_length_are_one_run():
     ("section", "same"),
     [
         ({"parallel": {"backend": "gloo"}}, True),
-        ({"train": {"steps": 1, "microbatch": 2}}, True),
+        ({"parallel": {"microbatch": 2, "tp": 2, "pp": 2, "zero": 1, "recompute": "full"}}, True),
         ({"train": {"steps": 1, "log_every": 3, "checkpoint_every": 3}}, True),
         ({"train": {"steps": 2}}, False),
         ({"train": {"steps": 1, "seed": 1}}, False),
@@ -123,7 +124,7 @@ BAD = [
     ({"model": {"width": 64, "kv_heads": 8}}, "model: model.kv_heads=8 does not divide the 4 heads"),
     ({"model": {"width": 8}}, "model: model.width=8 is no multiple of model.head_width=16"),
     ({"model": {"width": 0}}, "model.width: holds 0, allowed is greater than or equal to 1"),
-    ({"model": {"arch": "gpt5"}}, "model.arch: holds \"gpt5\", allowed is 'llama'"),
+    ({"model": {"arch": "gpt5"}}, "model.arch: holds \"gpt5\", allowed is 'llama' or 'gpt'"),
     ({"model": {"vocab_size": 100}}, " model.vocab_size=100: the byte tokenizer needs 256"),
     ({"model": {"rope_theta": 0}}, "model.rope_theta: holds 0, allowed is greater than 0"),
     ({"data": {"validation_fraction": 0}}, "data.validation_fraction: holds 0, allowed is greater than 0"),
@@ -135,8 +136,10 @@ BAD = [
     ({"train": {"steps": 1, "flops": 1}}, "one of tokens, flops, steps; it holds flops, steps"),
     ({"train": {"steps": 0}}, "train.steps: holds 0, allowed is greater than or equal to 1"),
     ({"train": {"flops": float("inf")}}, "train.flops: holds Infinity, allowed is a finite number"),
-    ({"train": {"steps": 1, "dtype": "fp8"}}, "train.dtype: holds \"fp8\", allowed is 'fp32' or 'fp64'"),
-    ({"train": {"steps": 1, "microbatch": 3}}, "train.microbatch=3 does not divide train.global_batch=8"),
+    (
+        {"train": {"steps": 1, "dtype": "fp8"}},
+        "train.dtype: holds \"fp8\", allowed is 'fp32', 'bf16' or 'fp64'",
+    ),
     ({"optimizer": {"beta1": 1}}, "optimizer.beta1: holds 1, allowed is less than 1"),
     ({"optimizer": {"beta2": float("nan")}}, "optimizer.beta2: holds NaN, allowed is less than 1"),
     ({"optimizer": {"lr": "1e-3"}}, 'optimizer.lr: holds "1e-3", allowed is a valid number'),
@@ -165,10 +168,49 @@ def test_a_bad_value_is_one_sentence(sections, sentence):
     ("ranks", "microbatch", "fits"), [(8, None, True), (4, 2, True), (3, None, False), (4, 4, False)]
 )
 def test_ranks_share_the_batch_in_whole_microbatches_or_are_refused(ranks, microbatch, fits):
-    made = config(train={"steps": 1, "microbatch": microbatch})
+    made = config(parallel={"microbatch": microbatch})
     if fits:
         check_ranks(made, ranks)
     else:
-        sentence = f"train.global_batch=8 is no multiple of {ranks} ranks x microbatch {microbatch or 1}"
+        sentence = (
+            f"train.global_batch = 8 is no multiple of {ranks * (microbatch or 1)}, "
+            f"which is {ranks} data-parallel ranks x microbatch {microbatch or 1}"
+        )
         with pytest.raises(ValueError, match=sentence):
             check_ranks(made, ranks)
+
+
+@pytest.mark.parametrize(
+    ("model", "parallel", "ranks", "sentence"),
+    [
+        ({}, {"tp": 2}, 3, "3 ranks are no multiple of parallel.tp x pp x cp = 2 x 1 x 1"),
+        ({"width": 48}, {"tp": 2}, 2, "query heads, model.width / model.head_width = 3 is no multiple of 2"),
+        ({"width": 64, "kv_heads": 1}, {"tp": 2}, 2, "model.kv_heads = 1 is no multiple of 2"),
+        ({"width": 64, "ffn_width": 9}, {"tp": 2}, 2, "model.ffn_width = 9 is no multiple of 2"),
+        ({"seq_len": 6}, {"cp": 2}, 2, "model.seq_len = 6 is no multiple of 4, which is 2 parallel.cp"),
+        ({"width": 64, "seq_len": 5}, {"tp": 2}, 2, "model.seq_len / parallel.cp = 5 is no multiple of 2"),
+        (
+            {"layers": 3},
+            {"pp": 2, "stages_per_rank": 2, "schedule": "interleaved"},
+            2,
+            "model.layers=3: 4 pipeline",
+        ),
+        ({}, {"pp": 2, "schedule": "zbv"}, 2, "schedule='zbv'"),
+        ({}, {"pp": 2, "schedule": "zero_bubble", "zero": 2}, 4, "parallel.zero=2 with schedule zero_bubble"),
+        ({"layers": 4}, {"pp": 2, "schedule": "zbv", "stages_per_rank": 2, "zero": 1}, 4, "tied"),
+    ],
+)
+def test_a_layout_that_the_model_cannot_have_is_refused(model, parallel, ranks, sentence):
+    made = config(model=model, parallel=parallel)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        check_ranks(made, ranks)
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages", "sizes"), [(4, 2, [2, 2]), (5, 2, [3, 2]), (7, 3, [3, 3, 1]), (3, 1, [3])]
+)
+def test_layers_are_shared_out_so_that_the_slowest_stage_is_fast(layers, stages, sizes):
+    model = ModelConfig(layers=layers, width=256, vocab_size=4096, head_width=32, ffn_width=1024)
+    shares = stage_layers(model, stages)
+    assert [len(share) for share in shares] == sizes
+    assert [layer for share in shares for layer in share] == list(range(layers))

@@ -136,7 +136,9 @@ def test_a_run_that_left_the_numbers_fails_with_a_sentence(start_program, train,
 def test_a_batch_that_the_ranks_cannot_share_is_refused(start_program):
     ended, run = start_program(3)
     assert (ended.status, run.last_exit().code) == (2, 2)
-    assert run.last_exit().cause == "train.global_batch=4 is no multiple of 3 ranks x microbatch 1"
+    assert run.last_exit().cause == (
+        "train.global_batch = 4 is no multiple of 3, which is 3 data-parallel ranks x microbatch 1"
+    )
     assert "Traceback" not in ended.stderr
 
 

@@ -1,4 +1,7 @@
-"""Run by mpiexec: one step of each layout on the command line (JSON); prints what each rank's counters then say."""
+"""Run by mpiexec: a step of each layout on the command line (JSON); prints what each rank's counters and autograd say.
+
+Usage: traffic_cases.py CONFIGURATIONS
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,28 @@ def counted(config: LlmConfig, layout: ParallelLayout) -> dict:
     return {"place": model.mesh.place("pp"), "sent": sent}
 
 
+def kept_bytes(config: LlmConfig, layout: ParallelLayout) -> int:
+    """Return the floating-point memory that autograd keeps on this rank in a step of one microbatch."""
+    one = config.train.model_copy(update={"global_batch": layout.dp})
+    model = ParallelModel(config.model_copy(update={"train": one}), layout)
+    known = {
+        tensor.untyped_storage().data_ptr()
+        for stage in model.stages.values()
+        for tensor in (*stage.parameters(), *stage.buffers())
+    }
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim and tensor.is_floating_point() and tensor.untyped_storage().data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    row = torch.zeros((1, config.model.seq_len), dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.backward(row, row)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
 def main() -> None:
     """Run every case and print one JSON list: for each case, for each rank, what was counted."""
     comm = MPI.COMM_WORLD
@@ -40,7 +65,9 @@ def main() -> None:
     found = []
     for case in json.loads(sys.argv[1]):
         config = LlmConfig.model_validate(case)
-        found.append(comm.gather(counted(config, Share(config, comm.size).layout)))
+        layout = Share(config, comm.size).layout
+        kept = None if config.parallel.zero else kept_bytes(config, layout)
+        found.append(comm.gather({**counted(config, layout), "kept": kept}))
     if comm.rank == 0:
         print(json.dumps(found))
     destroy_process_group(comm)

@@ -1,0 +1,87 @@
+"""Every layout makes the same steps as one process: losses, gradients, norms, and the weights after three updates."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+UNTIED, GPT = {"tied_head": False}, {"arch": "gpt"}
+SCHEDULES = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero_bubble": 1, "zbv": 2, "dualpipev": 2}
+
+
+def case(model: dict | None = None, **parallel) -> dict:
+    return {"model": model or {}, "parallel": parallel}
+
+
+def pipelines(**more) -> list[dict]:
+    return [case(pp=2, schedule=name, stages_per_rank=v, **more) for name, v in SCHEDULES.items()]
+
+
+ONE = [
+    case(),
+    case(recompute="full"),
+    case(UNTIED),
+    case(GPT),
+    case(microbatch=4),
+    case(schedule="zbv", stages_per_rank=2),
+]
+TWO = [
+    *(case(model, **{axis: 2}) for axis in ("tp", "pp", "cp") for model in ({}, UNTIED, GPT)),
+    case(),
+    *pipelines(),
+    case(UNTIED, pp=2, schedule="zbv", stages_per_rank=2),
+    *(case(model, zero=zero) for zero in (1, 2, 3) for model in ({}, UNTIED)),
+    case(tp=2, recompute="full"),
+    case(zero=3, recompute="full"),
+    case(zero=1, cp=2),
+    {**case(tp=2), "dtype": "fp32", "bound": 1e-4},
+    {**case(tp=2), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
+    {**case(pp=2, schedule="zero_bubble"), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
+]
+FOUR = [
+    case(tp=2),
+    case(pp=2),
+    case(cp=2),
+    case(tp=2, pp=2),
+    case(tp=2, cp=2),
+    case(pp=2, cp=2),
+    case(tp=2, zero=1),
+    case(pp=2, zero=3),
+    case(pp=2, zero=1, schedule="zero_bubble"),
+    case(UNTIED, tp=2, pp=2, schedule="dualpipev", stages_per_rank=2),
+]
+ALL_FOUR = [
+    *(
+        case({"kv_heads": 4} if tp == 4 else {}, tp=tp, pp=pp, cp=cp)
+        for tp, pp, cp in itertools.product((1, 2, 4), repeat=3)
+        if tp * pp * cp <= 4
+    ),
+    *(
+        case(model, zero=zero, **axis)
+        for zero in (1, 2, 3)
+        for axis in ({}, {"tp": 2}, {"pp": 2}, {"cp": 2})
+        for model in ({}, UNTIED)
+    ),
+    *pipelines(tp=2),
+    *pipelines(cp=2),
+    *pipelines(),
+    case(GPT, tp=2, pp=2),
+]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("ranks", "cases"),
+    [
+        pytest.param(1, ONE, id="1 rank"),
+        pytest.param(2, TWO, id="2 ranks"),
+        pytest.param(4, FOUR, id="4 ranks"),
+        pytest.param(4, ALL_FOUR, id="4 ranks, all", marks=pytest.mark.full),
+    ],
+)
+def test_a_layout_changes_no_step_beyond_rounding(mpiexec, ranks, cases):
+    done = mpiexec(ranks, "-m", "tests.workflows.llm.layout_cases", json.dumps(cases), timeout_s=580)
+    assert done.status == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == {}
