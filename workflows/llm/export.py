@@ -87,7 +87,7 @@ def export_weights(weights: Weights, model: ModelConfig, dtype: str, directory: 
 
 
 def llama_config(model: ModelConfig, dtype: str) -> dict[str, Any]:
-    """Return the `config.json` of a LlamaForCausalLM; it names theta twice, for readers before and after version 5."""
+    """Return the `config.json` of a LlamaForCausalLM."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -102,7 +102,6 @@ def llama_config(model: ModelConfig, dtype: str) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "rms_norm_eps": model.norm_eps,
         "rope_theta": model.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
         "tie_word_embeddings": model.tied_head,
         "attention_bias": False,
         "mlp_bias": False,

@@ -128,8 +128,7 @@ def activation_bytes(share: Share, numerics: Numerics, stage: int) -> int:
         return kept + tokens * model.width * numerics.stream // tp
     vocabulary = -(-model.vocab_size // tp)
     head = tokens * model.width * numerics.inner + tokens * vocabulary * max(4, numerics.inner)
-    cast = vocabulary * model.width * numerics.inner if numerics.casts else 0
-    return kept + _norm_bytes(share, numerics) + head + cast
+    return kept + _norm_bytes(share, numerics) + head + _cast_bytes(share, numerics, vocabulary * model.width)
 
 
 def _stream_bytes(share: Share, numerics: Numerics) -> int:
@@ -161,8 +160,13 @@ def _block_bytes(share: Share, numerics: Numerics) -> int:
     inner = inputs * model.width + (heads + (2 if gpt else 4) * model.ffn) // tp
     sums = model.heads // tp * max(4, numerics.inner)
     matrices = sum(math.prod(s) for s in block_shapes(model, tp).values() if len(s) == 2)
-    cast = matrices * numerics.inner if numerics.casts else 0
+    cast = _cast_bytes(share, numerics, matrices)
     return 2 * _norm_bytes(share, numerics) + share.tokens * (inner * numerics.inner + sums) + cast
+
+
+def _cast_bytes(share: Share, numerics: Numerics, weights: int) -> int:
+    """Return the copies of weights in a smaller type, kept for backward unless that keeps the weights themselves."""
+    return weights * numerics.inner if numerics.casts and not share.splits_backward else 0
 
 
 def _transient_bytes(share: Share, numerics: Numerics, place: int, shapes: Shapes) -> int:

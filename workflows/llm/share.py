@@ -118,6 +118,11 @@ class Share:
         parallel = self.config.parallel
         return _schedule(parallel.schedule, parallel.pp, self.microbatches, parallel.stages_per_rank)[place]
 
+    @cached_property
+    def splits_backward(self) -> bool:
+        """Whether the schedule puts off the gradients of weights."""
+        return any(action.kind == "W" for action in self.actions(0))
+
     def shapes(self, place: int) -> Shapes:
         """Return the parameters of a pipeline rank; where it holds both ends, tied weights are there once."""
         held: Shapes = {}

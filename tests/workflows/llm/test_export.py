@@ -118,22 +118,28 @@ def test_the_container_is_what_its_own_library_reads_and_writes(saved, tmp_path)
 
 
 def damage(path: Path, how: str) -> None:
+    """Damage a weights file: its bytes, or one tensor's entry in its header."""
     held = path.read_bytes()
-    if how == "cut":
-        path.write_bytes(held[:-1])
-    elif how == "empty":
-        path.write_bytes(b"")
-    elif how == "length":
-        path.write_bytes(b"\xff" * 8 + held[8:])
-    elif how == "header":
-        path.write_bytes(held.replace(b'"shape": [', b'"shape": {', 1))
-    elif how == "shape":
-        path.write_bytes(held.replace(b'"shape": [259', b'"shape": [258', 1))
-    else:
+    start = 8 + int.from_bytes(held[:8], "little")
+    header = json.loads(held[8:start])
+    first = header["model.embed_tokens.weight"]
+    n = first["data_offsets"][1]
+    wrong = {
+        "shape": {**first, "shape": [258, 32]},
+        "behind": {**first, "data_offsets": [-2 * n, -n]},
+        "type": {**first, "dtype": "I7"},
+        "entry": [1, 2],
+    }
+    if how == "gone":
         path.unlink()
+    elif how in wrong:
+        text = json.dumps({**header, "model.embed_tokens.weight": wrong[how]}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + held[start:])
+    else:
+        path.write_bytes({"cut": held[:-1], "empty": b"", "length": b"\xff" * 8 + held[8:]}[how])
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "length", "header", "shape", "gone"])
+@pytest.mark.parametrize("how", ["cut", "empty", "length", "shape", "behind", "type", "entry", "gone"])
 def test_damaged_weights_are_refused_with_their_file(saved, tmp_path, how):
     run, _ = saved()
     export_run(run, tmp_path / "out")
