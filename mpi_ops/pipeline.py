@@ -38,7 +38,8 @@ class WeightGradients:
         """Return x W^T + b; backward gives the gradient of x at once and keeps that of the weight for later."""
         if torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))
-        made: Tensor = _PutOff.apply(x, weight, self._due)  # type: ignore[no-untyped-call]
+        # In a list, autograd does not see the weight: it would run its hooks for a gradient that is not there yet.
+        made: Tensor = _PutOff.apply(x, [weight], self._due)  # type: ignore[no-untyped-call]
         return made if bias is None else made + bias.to(made.dtype)
 
     def take(self) -> list[Callable[[], None]]:
@@ -49,7 +50,8 @@ class WeightGradients:
 
 class _PutOff(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, due: list[Callable[[], None]]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, held: list[Tensor], due: list[Callable[[], None]]) -> Tensor:
+        [weight] = held
         ctx.save_for_backward(x)
         ctx.weight, ctx.due = weight, due
         return F.linear(x, weight.to(x.dtype))

@@ -18,6 +18,7 @@ from analysis.store import read_run
 from launch import checkpoint
 from launch.rundir import RunDir
 from slurm.strict_yaml import load
+from tests.launch import alone
 from tests.workflows.conftest import ISOFLOP, SMALL
 
 LAW = """\
@@ -60,7 +61,7 @@ def rank_pids(run: RunDir) -> list[int]:
 
 
 def final_arrays(run: RunDir) -> dict:
-    return checkpoint.load(run.checkpoints).arrays
+    return alone.load(run.checkpoints).arrays
 
 
 def assert_same_state(one: RunDir, other: RunDir) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from analysis.store import read_run
-from launch import checkpoint
 from launch.rundir import RunDir
 from slurm.strict_yaml import dumps
+from tests.launch import alone
 from workflows.llm.config import LlmConfig
 
 STREAMS = ("train_loss", "val_loss", "grad_norm", "lr")
@@ -31,7 +31,7 @@ class Outcome:
 
 
 def outcome(run: Path) -> Outcome:
-    metrics, saved = read_run(run), checkpoint.load(RunDir(run).checkpoints)
+    metrics, saved = read_run(run), alone.load(RunDir(run).checkpoints)
     return Outcome({name: metrics.streams[name] for name in STREAMS}, saved.step, saved.arrays)
 
 

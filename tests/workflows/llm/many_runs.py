@@ -1,7 +1,8 @@
 """Train many runs one after the other in one world: `many_runs.py CASES.json`, a list of objects
 
-`{"run": directory, "config": LlmConfig, "cache_dir": directory, "stop_before": step or null}`. A run that stops does
-so as by a kill: without a last checkpoint. A run that comes twice goes on where it stopped.
+`{"run": directory, "config": LlmConfig, "cache_dir": directory, "stop_before": step or null, "save_first": bool}`. A
+run that stops does so as by a kill: without a last checkpoint. A run that comes twice goes on where it stopped; with
+`save_first` it saves what it has taken up before it does a step.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ class Stopped(Exception):
     """The step before which the run was to stop is due."""
 
 
-def stop_before(step: int | None) -> None:
+def stop_before(step: int | None, save_first: bool) -> None:
+    due = [save_first]
+
     def advance(run: program.Training) -> None:
+        if due.pop() if due else False:
+            program.save(run)
         if run.step + 1 == step:
             raise Stopped
         ADVANCE(run)
@@ -41,7 +46,7 @@ def main() -> None:
         run = RunDir(Path(case["run"]))
         run.path.mkdir(parents=True, exist_ok=True)
         attempt = comm.bcast(run.next_attempt() if comm.rank == 0 else None)
-        stop_before(case["stop_before"])
+        stop_before(case["stop_before"], case.get("save_first", False))
         init_process_group(comm, config.parallel.backend, config.parallel.timeout_s)
         try:
             program.train(Job(run, attempt, comm, comm.rank), config, Path(case["cache_dir"]))

@@ -195,7 +195,7 @@ def test_ranks_share_the_batch_in_whole_microbatches_or_are_refused(ranks, micro
             2,
             "model.layers=3: 4 pipeline",
         ),
-        ({}, {"pp": 2, "schedule": "zbv"}, 2, "schedule='zbv'"),
+        ({}, {"pp": 2, "schedule": "zbv"}, 2, "stages_per_rank=1: schedule zbv takes exactly 2"),
         ({}, {"pp": 2, "schedule": "zero_bubble", "zero": 2}, 4, "parallel.zero=2 with schedule zero_bubble"),
         ({"layers": 4}, {"pp": 2, "schedule": "zbv", "stages_per_rank": 2, "zero": 1}, 4, "tied"),
     ],

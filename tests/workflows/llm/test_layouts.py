@@ -50,6 +50,7 @@ FOUR = [
     case(tp=2, zero=1),
     case(pp=2, zero=3),
     case(pp=2, zero=1, schedule="zero_bubble"),
+    case(pp=2, schedule="zero_bubble"),
     case(UNTIED, tp=2, pp=2, schedule="dualpipev", stages_per_rank=2),
 ]
 ALL_FOUR = [

@@ -1,0 +1,74 @@
+"""A run may change its layout at any checkpoint: not a bit of its state is lost, and its losses go on as they would."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from analysis.store import read_run
+from launch.rundir import RunDir
+from tests.launch import alone
+from tests.workflows.llm.test_program import difference
+
+SHAPE = {"model": {"layers": 2, "vocab_size": 257}, "train": {"checkpoint_every": 3, "dtype": "fp32"}}
+WALK = [
+    (4, {"tp": 2, "pp": 2, "microbatch": 1}),
+    (2, {}),
+    (4, {"pp": 2, "microbatch": 1, "zero": 1}),
+    (2, {"zero": 3}),
+    (4, {"tp": 2, "cp": 2}),
+    (2, {"pp": 2, "schedule": "zero_bubble", "microbatch": 1}),
+    (1, {}),
+]
+"""Layouts that follow on each other, two steps and a checkpoint each."""
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory, config_of, mpiexec):
+    """Return (undisturbed run, walked run, [(arrays that a layout found, the same saved by it again)])."""
+    place = tmp_path_factory.mktemp("reshard")
+    shape = {**SHAPE, "train": {**SHAPE["train"], "checkpoint_every": 2, "steps": 2 * len(WALK)}}
+
+    def train(name: str, ranks: int, parallel: dict, **case) -> None:
+        held = {
+            "run": str(place / name),
+            "config": config_of(**shape, parallel=parallel),
+            "cache_dir": str(place),
+        }
+        (place / "cases.json").write_text(json.dumps([{**held, "stop_before": None, **case}]))
+        ended = mpiexec(ranks, "-m", "tests.workflows.llm.many_runs", str(place / "cases.json"))
+        assert ended.status == 0, ended.stderr
+
+    train("undisturbed", 1, {})
+    states = []
+    for i, (ranks, parallel) in enumerate(WALK):
+        checkpoints = RunDir(place / "walked").checkpoints
+        before = alone.load(checkpoints)
+        if before:
+            train("walked", ranks, parallel, stop_before=2 * i + 1, save_first=True)
+            states.append((before, alone.load(checkpoints)))
+        train("walked", ranks, parallel, stop_before=2 * i + 3)
+    return place / "undisturbed", place / "walked", states
+
+
+@pytest.mark.timeout(300)
+def test_another_layout_takes_up_every_bit_of_the_state(walked):
+    states = walked[2]
+    assert [before.step for before, _ in states] == [2 * i for i in range(1, len(WALK))]
+    for before, after in states:
+        assert (after.step, after.meta) == (before.step, before.meta)
+        assert after.arrays.keys() == before.arrays.keys()
+        for name, array in before.arrays.items():
+            assert after.arrays[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.timeout(300)
+def test_losses_go_on_as_if_the_layout_had_never_changed(walked):
+    undisturbed, run, _ = (read_run(path) if path != walked[2] else None for path in walked)
+    for name in ("train_loss", "val_loss", "grad_norm"):
+        one, other = run.streams[name], undisturbed.streams[name]
+        np.testing.assert_array_equal(one["step"], other["step"])
+        np.testing.assert_array_equal(one["tokens"], other["tokens"])
+        assert difference(one["value"], other["value"]) <= (1e-4 if name == "grad_norm" else 1e-6), name
