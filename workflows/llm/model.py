@@ -63,7 +63,7 @@ class Attention(nn.Module):
         """Return the attended values, (B, L, D)."""
         q_BHLE, k_BKLE, v_BKLE = (self._heads(matrix(x_BLD)) for matrix in (self.wq, self.wk, self.wv))
         if self.rotary:
-            q_BHLE, k_BKLE = rotate(q_BHLE, cos_LE, sin_LE), rotate(k_BKLE, cos_LE, sin_LE)
+            q_BHLE, k_BKLE = (rotate(x, cos_LE, sin_LE).to(v_BKLE.dtype) for x in (q_BHLE, k_BKLE))
         return self.wo(self.attend(q_BHLE, k_BKLE, v_BKLE).transpose(1, 2).flatten(2))
 
     def _heads(self, x_BLD: Tensor) -> Tensor:
