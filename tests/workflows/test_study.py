@@ -70,7 +70,7 @@ def test_a_run_keeps_its_id_when_only_layout_site_or_logging_change(tmp_path):
         "resources.retries=3",
         "base.train.log_every=1",
         "base.parallel.backend=gloo",
-        "base.train.microbatch=2",
+        "base.parallel.microbatch=2",
     ]
     assert [run.id for run in read(tmp_path, STUDY, *same).runs] == ids
     other = [run.id for run in read(tmp_path, STUDY, "base.train.seed=1").runs]
@@ -125,7 +125,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path, change, sentence):
         ("site=frontierr", "no site 'frontierr'"),
         ("analysis.law=chinchila", "no law 'chinchila'; there is chinchilla"),
         ("analysis.exclude=[nothing]", "no run 'nothing'; see the ids with `isoflop plan`"),
-        ("base.train.global_batch=3", "train.global_batch=3 is no multiple of 2 ranks"),
+        ("base.train.global_batch=3", "train.global_batch = 3 is no multiple of 2, which is 2 data-parallel ranks"),
         ("base.train.seed=[1", "expected"),
     ],
 )

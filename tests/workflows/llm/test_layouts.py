@@ -38,6 +38,7 @@ TWO = [
     case(zero=1, cp=2),
     {**case(tp=2), "dtype": "fp32", "bound": 1e-4},
     {**case(tp=2), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
+    {**case(cp=2), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
     {**case(pp=2, schedule="zero_bubble"), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
 ]
 FOUR = [
