@@ -125,7 +125,10 @@ def test_a_mistake_is_named_with_its_place(tmp_path, change, sentence):
         ("site=frontierr", "no site 'frontierr'"),
         ("analysis.law=chinchila", "no law 'chinchila'; there is chinchilla"),
         ("analysis.exclude=[nothing]", "no run 'nothing'; see the ids with `isoflop plan`"),
-        ("base.train.global_batch=3", "train.global_batch = 3 is no multiple of 2, which is 2 data-parallel ranks"),
+        (
+            "base.train.global_batch=3",
+            "train.global_batch = 3 is no multiple of 2, which is 2 data-parallel ranks",
+        ),
         ("base.train.seed=[1", "expected"),
     ],
 )

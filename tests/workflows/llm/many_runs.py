@@ -2,13 +2,14 @@
 
 `{"run": directory, "config": LlmConfig, "cache_dir": directory, "stop_before": step or null, "save_first": bool}`. A
 run that stops does so as by a kill: without a last checkpoint. A run that comes twice goes on where it stopped; with
-`save_first` it saves what it has taken up before it does a step.
+`save_first` it saves what it has taken up before it does a step, and keeps that in `taken-up-STEP` beside the run.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,8 +31,11 @@ def stop_before(step: int | None, save_first: bool) -> None:
     due = [save_first]
 
     def advance(run: program.Training) -> None:
-        if due.pop() if due else False:
+        if due and due.pop():
             program.save(run)
+            if run.job.rank == 0:
+                kept = run.job.run.path.with_name(f"taken-up-{run.step}")
+                shutil.copytree(run.job.run.checkpoints, kept)
         if run.step + 1 == step:
             raise Stopped
         ADVANCE(run)

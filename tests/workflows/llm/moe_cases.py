@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mpi_ops.data_parallel import all_reduce_mean
 from mpi_ops.errors import LayoutError
 from tests.mpi_ops.ring_attention_cases import Group, report
 from workflows.llm.moe import MixtureOfExperts, shard_experts
@@ -44,9 +43,9 @@ class Ranks:
 
     def average(self, mixture: MixtureOfExperts) -> None:
         """Make the gradients those of the mean loss, as shard_experts documents it."""
-        all_reduce_mean([mixture.router.weight.grad])
+        average([mixture.router.weight.grad])
         experts = [weight.grad for weight in mixture.experts.parameters()]
-        all_reduce_mean(experts, self.replicas)
+        average(experts, self.replicas)
         for grad in experts:
             grad /= self.group.size()
 
@@ -73,6 +72,12 @@ def _my_part(*parts: list[int]) -> Group:
     made = [dist.new_group(part) for part in parts]
     [mine] = (group for group, part in zip(made, parts, strict=True) if dist.get_rank() in part)
     return mine
+
+
+def average(tensors: list[Tensor], group: Group = None) -> None:
+    for tensor in tensors:
+        dist.all_reduce(tensor, group=group)
+        tensor /= dist.get_world_size(group)
 
 
 def close(name: str, got: Tensor, want: Tensor) -> None:

@@ -44,12 +44,10 @@ def walked(tmp_path_factory, config_of, mpiexec):
     train("undisturbed", 1, {})
     states = []
     for i, (ranks, parallel) in enumerate(WALK):
-        checkpoints = RunDir(place / "walked").checkpoints
-        before = alone.load(checkpoints)
+        before = alone.load(RunDir(place / "walked").checkpoints)
+        train("walked", ranks, parallel, stop_before=2 * i + 3, save_first=before is not None)
         if before:
-            train("walked", ranks, parallel, stop_before=2 * i + 1, save_first=True)
-            states.append((before, alone.load(checkpoints)))
-        train("walked", ranks, parallel, stop_before=2 * i + 3)
+            states.append((before, alone.load(place / f"taken-up-{before.step}")))
     return place / "undisturbed", place / "walked", states
 
 
