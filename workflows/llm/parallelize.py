@@ -71,7 +71,7 @@ class ParallelModel:
         self._put_off = WeightGradients() if splits_backward else None
         layers = stage_layers(config.model, layout.pp * parallel.stages_per_rank)
         self.stages = {stage: self._stage(layers[stage]) for stage in self._placement[self.mesh.place("pp")]}
-        whole_shapes = {name: tuple(p.shape) for name, p in self._named().items()}
+        whole_shapes = {name: tuple(p.shape) for name, p in self._find().items()}
         self._splits: dict[str, tuple[int, int]] = {}
         for model in self.stages.values():
             self._splits |= self._split(model)
@@ -83,7 +83,8 @@ class ParallelModel:
 
             rows = shard(self.stages.values(), self.mesh.data, parallel.zero)  # type: ignore[arg-type]
         else:
-            self._buckets = GradientBuckets(self._named(), self.mesh.data, layout.dp * layout.cp, shared)
+            self._buckets = GradientBuckets(self._find(), self.mesh.data, layout.dp * layout.cp, shared)
+        self._named = self._find()  # walking through the modules is too slow for every step
         self.boxes = {
             name: self._box(name, shape, self._splits.get(name), rows.get(name))
             for name, shape in whole_shapes.items()
@@ -96,7 +97,7 @@ class ParallelModel:
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the memory of this rank's part of each parameter, by the parameter's name in the whole model."""
-        return {name: _local(p.detach()) for name, p in self._named().items()}
+        return {name: _local(p.detach()) for name, p in self._named.items()}
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the gradient of each part, after `backward`.
@@ -105,13 +106,13 @@ class ParallelModel:
             MissingGradientError: one got none; the sentence names it.
         """
         missing = (
-            [name for name, p in self._named().items() if p.grad is None]
+            [name for name, p in self._named.items() if p.grad is None]
             if self._sharded
             else self._buckets.missing()
         )
         if missing:
             raise MissingGradientError(f"no gradient for {', '.join(missing)}")
-        return {name: _local(p.grad) for name, p in self._named().items() if p.grad is not None}
+        return {name: _local(p.grad) for name, p in self._named.items() if p.grad is not None}
 
     def backward(self, tokens_BL: Tensor, targets_BL: Tensor) -> tuple[float, float]:
         """Run forward and backward over this pipeline's sequences; return the global batch's mean loss and the
@@ -153,7 +154,7 @@ class ParallelModel:
             sum(each.item() for each in losses.values()) * tokens_BL.numel() / self.layout.cp / self.layout.tp
         )
 
-    def _named(self) -> dict[str, nn.Parameter]:
+    def _find(self) -> dict[str, nn.Parameter]:
         return {name: p for model in self.stages.values() for name, p in model.named_parameters()}
 
     def _stage(self, layers: range) -> Transformer:
@@ -222,7 +223,7 @@ class ParallelModel:
 
     def _forget(self) -> None:
         if self._sharded:
-            for parameter in self._named().values():
+            for parameter in self._named.values():
                 parameter.grad = None
         else:
             self._buckets.clear(self._share // self._micro)

@@ -74,6 +74,8 @@ def main() -> None:
     with bootstrap.start() as job:
         held = load(job.run.config)
         config = parse(LlmConfig, held.data["config"], lambda at: f"{held.source}: {'.'.join(map(str, at))}")
+        if config.parallel.backend == "nccl":
+            raise ConfigError("parallel.backend=nccl: tensors are on CPUs so far; take mpi4py or gloo")
         init_process_group(job.comm, config.parallel.backend, config.parallel.timeout_s)
         train(job, config, Path(held.data["cache_dir"]))
         destroy_process_group(job.comm)

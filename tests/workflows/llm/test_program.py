@@ -142,6 +142,13 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(start_program):
     assert "Traceback" not in ended.stderr
 
 
+def test_a_backend_for_gpus_is_refused_while_tensors_are_on_cpus(start_program):
+    ended, run = start_program(1, parallel={"backend": "nccl"})
+    assert (ended.status, run.last_exit().code) == (2, 2)
+    assert run.last_exit().cause == "parallel.backend=nccl: tensors are on CPUs so far; take mpi4py or gloo"
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_text_too_short_for_a_sequence_is_refused(start_program, tmp_path):
     (tmp_path / "short.txt").write_text("brevity is the soul of wit" * 3)
     ended, run = start_program(1, data={"source": str(tmp_path / "short.txt")})
