@@ -92,7 +92,7 @@ def torchs(degrees: dict[str, int], comm: Any) -> tuple[Step, slice]:
     place = mesh["pp"].get_local_rank()
     model: Any = Transformer(config, 0, layers=stage_layers(config, pp)[place])
     if tp > 1:
-        names = {name for name, _ in model.named_modules()}
+        names = [name for name, _ in model.named_modules()]  # the order decides who sends what when
         plan = {
             name: RowwiseParallel() if name.endswith(("wo", "down")) else ColwiseParallel()
             for name in names
