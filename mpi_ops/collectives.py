@@ -1,7 +1,7 @@
 """Differentiable collectives: what a model calls where a tensor changes hands between the ranks of a group.
 
-A gradient travels the opposite way of its value: the gather's is a reduce-scatter, the copy's a sum. All work on
-dimension 0, where what the ranks hold lies one after another in memory and nothing has to be copied into place.
+A gradient travels the opposite way of its value: the gather's is a reduce-scatter, and the other way round. Both
+work on dimension 0, where what the ranks hold lies one after another in memory and nothing has to be copied into place.
 A group of one rank, or None, costs nothing.
 
 In the cost lines P is the group's size and n the bytes of the whole tensor, over all ranks.
@@ -48,22 +48,6 @@ def reduce_scatter(x: Tensor, group: Group) -> Tensor:
     return _applied(_ReduceScatter, x, group)
 
 
-def copy(x: Tensor, group: Group) -> Tensor:
-    """Return x, which is the same on all ranks; its gradient is the sum of the ranks' gradients (Megatron's f).
-
-    Cost: nothing forward, backward one all-reduce of n bytes.
-    """
-    return x if group_size(group) == 1 else _applied(_Copy, x, group)
-
-
-def reduce(x: Tensor, group: Group) -> Tensor:
-    """Return the sum over the ranks; the gradient goes to each as it is (Megatron's g).
-
-    Cost: forward one all-reduce of n bytes, nothing backward.
-    """
-    return x if group_size(group) == 1 else _applied(_Reduce, x, group)
-
-
 def all_gather_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Return the ranks' shares one after another, outside of autograd."""
     whole = x.new_empty((len(x) * group.size(), *x.shape[1:]))
@@ -104,28 +88,3 @@ class _ReduceScatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         return all_gather_rows(gradients[0], ctx.group), None
-
-
-class _Copy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
-
-
-class _Reduce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:  # noqa: ARG004  (the same for all)
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: ARG004
-        return gradients[0], None

@@ -22,8 +22,6 @@ class Mesh:
     """Ranks with the other stretches of the same sequences."""
     pp: dist.ProcessGroup | None
     """Ranks with the other layers."""
-    dp: dist.ProcessGroup | None
-    """Ranks with other sequences, and the same weights."""
     data: dist.ProcessGroup | None
     """Ranks with the same weights and other tokens: along dp and cp together; gradients are reduced here."""
     ends: dist.ProcessGroup | None
@@ -45,7 +43,7 @@ def make_mesh(layout: ParallelLayout) -> Mesh:
     rank = dist.get_rank()
     layout.check(dist.get_world_size())
     here = layout.coords(rank)
-    lines = {axis: _line(layout, rank, (axis,)) for axis in ("tp", "cp", "pp", "dp")}
+    lines = {axis: _line(layout, rank, (axis,)) for axis in ("tp", "cp", "pp")}
     data = _line(layout, rank, ("dp", "cp"))
     groups = {name: _group(line, name) for name, line in {**lines, "data": data}.items()}
     ends = None
@@ -60,7 +58,6 @@ def make_mesh(layout: ParallelLayout) -> Mesh:
         tp=groups["tp"],
         cp=groups["cp"],
         pp=groups["pp"],
-        dp=groups["dp"],
         data=groups["data"],
         ends=ends,
     )
