@@ -31,6 +31,9 @@ class Site:
     """Cores that runs may fill together; 0 = those this process may use."""
     sustained_flops_per_s: float = 5e9
     """FLOPs a core sustains on a small model; only `plan` uses it, until finished runs tell better."""
+    gemm_peak_flops_per_s: float = 0.0
+    """Fastest matrix product that was measured, FLOPs a core, on a site with GPUs a GPU; a run that seems faster
+    measured wrong. 0 = each run measures it when it starts."""
 
     def usable_cores(self) -> int:
         """Return how many ranks times threads may run at once."""

@@ -155,6 +155,7 @@ def _write_run(study: Study, run: Run) -> None:
             "study": study.file.name,
             "workflow": study.workflow.name,
             "site": study.site.name,
+            "gemm_peak_flops_per_s": study.site.gemm_peak_flops_per_s,
             "held_out": run.held_out,
             "cache_dir": str(cache_dir(study)),
             "config": run.config.model_dump(mode="json"),
