@@ -5,20 +5,19 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from launch.errors import LaunchError
-from launch.provenance import rank_pids
+from launch.lifeline import VARIABLE, Lifelines
 from launch.rundir import FILE_MODE, ExitRecord, RunDir, write_exit
 
 INTERRUPTED = 130
@@ -79,23 +78,22 @@ def run_attempt(run: RunDir, command: Command, stop: threading.Event) -> ExitRec
     number = run.next_attempt()
     started_s = time.time()
     out, err = run.attempt(number, "out"), run.attempt(number, "err")
-    with _private(out) as stdout, _private(err) as stderr:
+    with _private(out) as stdout, _private(err) as stderr, closing(Lifelines(command.ranks)) as lines:
         fcntl.flock(stdout, fcntl.LOCK_EX)  # mpiexec inherits it: held for as long as anyone can still write
         process = subprocess.Popen(
             command.argv(run, number),
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
-            env=command.environment(),
+            env={**command.environment(), VARIABLE: lines.path},
             start_new_session=True,  # Ctrl-C reaches the driver, which ends its runs in order
         )
-        first_gone = _FirstGone(run, number)
-        status = _wait(process, stop, first_gone)
+        status = _wait(process, stop, lines)
     stopped = stop.is_set() and status != 0
     cause, rank = (
         ("the driver was interrupted", -1)
         if stopped
-        else explain(status, _tail(out) + _tail(err), first_gone.rank)
+        else explain(status, _tail(out) + _tail(err), lines.first_gone)
     )
     code = INTERRUPTED if stopped else 1
     write_exit(run, number, ExitRecord(code, cause, rank, -1, started_s, time.time()))
@@ -108,7 +106,7 @@ def run_attempt(run: RunDir, command: Command, stop: threading.Event) -> ExitRec
 def explain(status: int, tail: str, first_gone: int) -> tuple[str, int]:
     """Return cause and rank (-1 unknown) of a job that ended with `status` and left no record of its own.
 
-    `tail` is the end of its output and error streams, `first_gone` the rank that was seen to end first. MPICH's own
+    `tail` is the end of its output and error streams, `first_gone` the rank that ended first. MPICH's own
     word is not taken for that: it often names a process that it ended itself while it cleaned up.
     """
     if lost := _LOST.search(tail):
@@ -131,57 +129,13 @@ def _await_orphan(run: RunDir, stop: threading.Event) -> ExitRecord | None:
     return run.last_exit()
 
 
-class _FirstGone:
-    """Watches the ranks of an attempt on this host; `rank` is the first of them that was seen to end, -1 for none."""
-
-    def __init__(self, run: RunDir, number: int) -> None:
-        self.rank = -1
-        self._run, self._number = run, number
-        self._open: dict[int, int] = {}
-        self._known = False
-
-    def watch(self, seconds: float) -> None:
-        """Wait so long, or until the first rank ends."""
-        if not self._open:
-            self._find()
-        if self._known or not self._open:
-            time.sleep(seconds if self._known else seconds / 10)
-            return
-        ended, _, _ = select.select(list(self._open), [], [], seconds)
-        self._note([self._open[descriptor] for descriptor in ended])
-
-    def _find(self) -> None:
-        """Open a descriptor of each rank on this host, once they have said who they are."""
-        gone = []
-        for rank, pid in enumerate(rank_pids(self._run, self._number, socket.gethostname())):
-            try:
-                if pid:
-                    self._open[os.pidfd_open(pid)] = rank
-            except ProcessLookupError:
-                gone.append(rank)
-        self._note(gone)
-
-    def _note(self, gone: list[int]) -> None:
-        if gone:
-            self._known = True
-            self.rank = gone[0] if len(gone) == 1 else -1  # several at once tell nothing
-
-    def close(self) -> None:
-        """Stop watching."""
-        for descriptor in self._open:
-            os.close(descriptor)
-        self._open.clear()
-
-
-def _wait(process: subprocess.Popen[bytes], stop: threading.Event, first_gone: _FirstGone) -> int:
+def _wait(process: subprocess.Popen[bytes], stop: threading.Event, lines: Lifelines) -> int:
     """Wait for the process; once `stop` is set, ask it to end, then insist."""
-    try:
-        while not stop.is_set():
-            if (status := process.poll()) is not None:
-                return status
-            first_gone.watch(WATCH_S)
-    finally:
-        first_gone.close()
+    while not stop.is_set():
+        if (status := process.poll()) is not None:
+            lines.watch(0)
+            return status
+        lines.watch(WATCH_S)
     process.terminate()  # MPICH's mpiexec passes TERM on to every rank
     try:
         return process.wait(timeout=GRACE_S)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from launch import provenance
+from launch import lifeline, provenance
 from launch.errors import LaunchError
 from launch.rundir import ExitRecord, RunDir, locked, write_exit
 
@@ -125,6 +125,7 @@ def _join(comm: MPI.Intracomm, run: RunDir, attempt: int, held: ExitStack) -> Jo
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)  # SLURM_LOCALID is wrong under mpiexec inside sbatch
     local_rank = node.rank
     node.Free()
+    lifeline.hold(comm.rank)
     ranks = comm.gather((socket.gethostname(), os.getpid()))
     if ranks is not None:
         provenance.record(run, attempt, provenance.collect(ranks, _library()))

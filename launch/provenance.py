@@ -49,19 +49,6 @@ def record(run: RunDir, attempt: int, provenance: dict[str, Any]) -> None:
     write_private(run.provenance, json.dumps({**held, str(attempt): provenance}, indent=1) + "\n")
 
 
-def rank_pids(run: RunDir, attempt: int, host: str | None = None) -> list[int]:
-    """Return the process id of each rank of an attempt, empty when the ranks did not get to say.
-
-    With a host, ranks elsewhere have the id 0.
-    """
-    try:
-        held = json.loads(run.provenance.read_text())[str(attempt)]
-        here = range(len(held["pids"])) if host is None else held["hosts"].get(host, [])
-        return [int(pid) if rank in here else 0 for rank, pid in enumerate(held["pids"])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
-
-
 def git_commit(root: Path) -> str | None:
     """Return the commit that `root` is checked out at, None outside a checkout.
 

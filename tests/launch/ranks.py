@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def behave(job: bootstrap.Job, behaviour: str) -> None:
         if behaviour in ("mistake", "vanish"):
             raise ConfigError("text.txt: the file is empty")
         if behaviour == "killed":
+            for _ in range(50):  # a process of many threads is long in going
+                threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
             time.sleep(0.5)  # the parent can tell who went first once it has seen who there is
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "exit":
