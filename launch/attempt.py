@@ -21,7 +21,7 @@ from launch.lifeline import VARIABLE, Lifelines
 from launch.rundir import FILE_MODE, ExitRecord, RunDir, write_exit
 
 INTERRUPTED = 130
-GRACE_S = 10.0
+GRACE_S = 30.0
 WATCH_S = 0.1
 TAIL_BYTES = 4096
 _LOST = re.compile(r"PID \d+ RUNNING AT (\S+)\s.*?\(signal (\d+)\)", re.DOTALL)  # MPICH's mpiexec
