@@ -24,15 +24,16 @@ def run(tmp_path) -> RunDir:
 
 
 def attempt(run: RunDir, meanwhile, stop: threading.Event | None = None):
-    ended = []
+    ended, stop = [], stop or threading.Event()
     command = Command("tests.launch.stepping", RANKS, oversubscribed=True)
-    thread = threading.Thread(
-        target=lambda: ended.append(run_attempt(run, command, stop or threading.Event()))
-    )
+    thread = threading.Thread(target=lambda: ended.append(run_attempt(run, command, stop)))
     thread.start()
-    meanwhile(pids(run))
-    thread.join(60)
-    return ended[0]
+    try:
+        meanwhile(pids(run))
+        thread.join(60)
+        return ended[0]
+    finally:
+        stop.set()  # nothing of a failed test goes on
 
 
 def pids(run: RunDir) -> list[int]:
