@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from launch.rundir import RunDir
+    from workflows.batch import Wishes
     from workflows.study import Study
 
 app = typer.Typer(
@@ -27,6 +28,18 @@ Overrides = Annotated[
 SiteName = Annotated[str | None, typer.Option("--site", help="run there instead of the study's own site")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="a run's id, or its directory")]
 RunsDir = Annotated[Path, typer.Option(help="where studies are kept")]
+OneRun = Annotated[
+    str | None, typer.Option("--run", metavar="ID", help="which run, where a study has several")
+]
+Walltime = Annotated[str | None, typer.Option(help="H:MM:SS; default: the longest for so many nodes")]
+Queue = Annotated[str | None, typer.Option(help="a queue of the site; default: its first")]
+Account = Annotated[
+    str | None, typer.Option(help="project to charge; default: SBATCH_ACCOUNT, read by sbatch")
+]
+Restarts = Annotated[int, typer.Option(min=0, help="requeues in a row without a new checkpoint")]
+Archive = Annotated[
+    Path | None, typer.Option(help="packed environment (.tar, .tar.gz) to unpack on every node's own disk")
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 
 
@@ -64,6 +77,26 @@ def run(study: StudyPath, overrides: Overrides = None, site: SiteName = None, as
         result = run_study(expanded, tick, say)
     _print(show.result_data(expanded, result) if as_json else show.result_text(expanded, result))
     raise typer.Exit(show.exit_code(result))
+
+
+@app.command()
+def render(
+    study: StudyPath,
+    run_id: OneRun = None,
+    overrides: Overrides = None,
+    site: SiteName = None,
+    walltime: Walltime = None,
+    queue: Queue = None,
+    account: Account = None,
+    restarts: Restarts = 3,
+    archive: Archive = None,
+    portable: Annotated[bool, typer.Option(help="paths start from where sbatch is called")] = False,
+) -> None:
+    """Print the batch script of one run, ready for sbatch. Touches nothing."""
+    from workflows.batch import script
+
+    wishes = _wishes(walltime, queue, account, restarts, archive, portable)
+    _print(script(_study(study, overrides, site), run_id, wishes).removesuffix("\n"))
 
 
 @app.command()
@@ -164,6 +197,21 @@ def _study(path: Path, overrides: list[str] | None, site: str | None) -> Study:
     if path.is_dir():
         return read_study(path / "study.yaml", [*(overrides or []), f"runs_dir={path.parent}"], site)
     return read_study(path, overrides, site)
+
+
+def _wishes(
+    walltime: str | None,
+    queue: str | None,
+    account: str | None,
+    restarts: int,
+    archive: Path | None,
+    portable: bool = False,
+) -> Wishes:
+    """Return what the command line says about a job; a relative archive is one of this directory."""
+    from workflows.batch import Wishes
+
+    absolute = Path.cwd() / archive if archive and not portable else archive
+    return Wishes(walltime, queue, account, restarts, absolute, portable)
 
 
 def _run_dir(verb: str, run_id: str, runs_dir: Path) -> RunDir:

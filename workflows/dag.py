@@ -73,7 +73,7 @@ def run_study(study: Study, tick: Callable[[], None], say: Callable[[str], None]
         for run in study.runs:
             _write_run(study, run)
         for sentence in dict.fromkeys(
-            study.workflow.prepare(run.config, cache_dir(study)) for run in study.runs
+            study.workflow.prepare(run.config, study.cache_dir.resolve()) for run in study.runs
         ):
             say(sentence)
         stop = threading.Event()
@@ -140,27 +140,12 @@ def finish_run(
     return None
 
 
-def cache_dir(study: Study) -> Path:
-    """Return the directory in which this study and its neighbours share prepared data."""
-    return study.directory.parent.resolve() / ".data"
-
-
 def _write_run(study: Study, run: Run) -> None:
     """Write the exact configuration of a run into its directory, unless ranks have it in use or are done with it."""
     directory = study.run_dir(run)
     make_private(directory.path)
     if directory.state() not in ("running", "done"):
-        held = {
-            "id": run.id,
-            "study": study.file.name,
-            "workflow": study.workflow.name,
-            "site": study.site.name,
-            "gemm_peak_flops_per_s": study.site.gemm_peak_flops_per_s,
-            "held_out": run.held_out,
-            "cache_dir": str(cache_dir(study)),
-            "config": run.config.model_dump(mode="json"),
-        }
-        write_private(directory.config, dumps(held))
+        write_private(directory.config, study.run_yaml(run, study.cache_dir.resolve()))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from analysis import laws
 from launch.rundir import RUN_ID, RunDir
 from slurm.site import Site, load_site
-from slurm.strict_yaml import Document, KeyPath, load
+from slurm.strict_yaml import Document, KeyPath, dumps, load
 from workflows.config import Section, apply_overrides, leaves, parse, put
 from workflows.errors import ConfigError
 from workflows.workflow import RunSize, Workflow, get
@@ -126,6 +126,25 @@ class Study:
     def run_dir(self, run: Run) -> RunDir:
         """Return the directory of `run`."""
         return RunDir(self.directory / run.id)
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where this study and its neighbours share prepared data."""
+        return self.directory.parent / ".data"
+
+    def run_yaml(self, run: Run, cache_dir: Path) -> str:
+        """Return the text of `run`'s `run.yaml`: all that its ranks need to know, with data in `cache_dir`."""
+        held = {
+            "id": run.id,
+            "study": self.file.name,
+            "workflow": self.workflow.name,
+            "site": self.site.name,
+            "gemm_peak_flops_per_s": self.site.gemm_peak_flops_per_s,
+            "held_out": run.held_out,
+            "cache_dir": str(cache_dir),
+            "config": run.config.model_dump(mode="json"),
+        }
+        return dumps(held)
 
     def estimated_s(self) -> float:
         """Return a rough wall time of the whole study with the site's cores kept busy."""

@@ -1,0 +1,122 @@
+#!/bin/bash -l
+# llm-layouts.seed1-07c62683: 2 ranks, 1 node of loopback, by `isoflop render`.
+
+#SBATCH --job-name=llm-layouts.seed1-07c62683
+#SBATCH --signal=B:USR1@30
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+#SBATCH --export=NONE
+#SBATCH --partition=batch
+#SBATCH --time=02:00:00
+#SBATCH --nodes=1
+#SBATCH --ntasks=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --cpus-per-task=1
+
+run=runs/llm-layouts/seed1-07c62683
+python=.venv/bin/python
+umask 077
+say() { printf '%s %s\n' "$(date +%FT%T)" "$*"; }
+say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST"
+
+export MPIR_CVAR_ENABLE_HEAVY_YIELD=1
+export ISOFLOP_WORLD_SIZE=2
+case $python in */*) export PATH=${python%/*}:$PATH ;; esac
+
+# The run's directory, its exact configuration, and the number of this attempt.
+mkdir -p -- "$run/checkpoints" || exit 2
+cat >"$run/.run.yaml.$SLURM_JOB_ID" <<'END_OF_RUN_YAML' || exit 2
+id: seed1-07c62683
+study: llm-layouts
+workflow: llm
+site: loopback
+gemm_peak_flops_per_s: 0.0
+held_out: false
+cache_dir: runs/.data
+config:
+  model:
+    arch: llama
+    width: 64
+    layers: 4
+    head_width: 16
+    kv_heads: null
+    ffn_width: null
+    seq_len: 128
+    vocab_size: 256
+    tied_head: true
+    rope_theta: 10000.0
+    norm_eps: 1.0e-05
+  data:
+    source: stdlib
+    tokenizer: byte
+    validation_fraction: 0.05
+    seed: 0
+  optimizer:
+    lr: 0.016
+    lr_width_power: 1.0
+    min_lr_ratio: 0.1
+    schedule: cosine
+    warmup_fraction: 0.05
+    decay_fraction: 0.2
+    beta1: 0.9
+    beta2: 0.95
+    eps: 1.0e-08
+    weight_decay: 0.1
+    grad_clip: 1.0
+  train:
+    tokens: null
+    flops: null
+    steps: 200
+    global_batch: 8
+    evaluations: 2
+    evaluation_sequences: 256
+    log_every: 10
+    checkpoint_every: 500
+    seed: 1
+    dtype: fp32
+  parallel:
+    tp: 1
+    pp: 1
+    cp: 1
+    zero: 0
+    microbatch: 2
+    schedule: 1f1b
+    stages_per_rank: 1
+    recompute: none
+    backend: mpi4py
+    timeout_s: 600.0
+END_OF_RUN_YAML
+mv -- "$run/.run.yaml.$SLURM_JOB_ID" "$run/run.yaml" || exit 2
+attempt=1
+name() { printf '%s/attempt-%03d.out' "$run" "$attempt"; }
+while out=$(name); [ -e "$out" ]; do attempt=$((attempt + 1)); done
+exec 8>>"$out" 9>>"${out%.out}.err" || exit 2
+flock --nonblock 8  # held for as long as anyone can still write: the run is seen to be alive
+
+committed() { find "$run/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }
+before=$(committed)
+warned=0 step=
+warn() { warned=1 again=1; say 'the walltime is near'; [ -z "$step" ] || kill -USR1 "$step"; }
+trap warn USR1
+say "attempt $attempt starts: ${out%.out}.{out,err}"
+srun -N 1 -n 2 --ntasks-per-node=2 -c1 --mpi=pmi2 --export=ALL,OMP_NUM_THREADS=1 --kill-on-bad-exit=0 --wait=60 "$python" -m mpi4py -m workflows.llm.program "$run" --attempt "$attempt" >&8 2>&9 &
+step=$!
+again=1; while [ "$again" = 1 ]; do again=0; wait "$step"; code=$?; done  # a signal cuts a wait short
+exec 8>&- 9>&-
+say "attempt $attempt ended with code $code"
+
+# 75 asks for another attempt; ranks that the warning itself ended go on from their last checkpoint.
+if [ "$code" -eq 75 ] || { [ "$warned" = 1 ] && [ "$code" -gt 128 ]; }; then
+  idle=0
+  if read -r owner count <"$run/restarts" && [ "$owner" = "$SLURM_JOB_ID" ]; then idle=$count; fi 2>/dev/null
+  if [ "$(committed)" != "$before" ]; then idle=0; else idle=$((idle + 1)); fi
+  if [ "$idle" -gt 3 ]; then
+    say "giving up: 3 restarts without a new checkpoint"
+  else
+    echo "$SLURM_JOB_ID $idle" >"$run/restarts"
+    say "requeueing the job"
+    scontrol requeue "$SLURM_JOB_ID" || say "the scheduler does not requeue it; submit it again"
+  fi
+fi
+exit "$code"

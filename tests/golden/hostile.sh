@@ -1,0 +1,69 @@
+#!/bin/bash -l
+# study.run-0a1b2c3d: 2 ranks, 1 node of loopback, by `isoflop render`.
+
+#SBATCH --job-name=study.run-0a1b2c3d
+#SBATCH --signal=B:USR1@30
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+#SBATCH --export=NONE
+#SBATCH --partition=batch
+#SBATCH --time=02:00:00
+#SBATCH --nodes=1
+#SBATCH --ntasks=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --cpus-per-task=1
+
+cd -- '/home/o'"'"'hara/$(touch pwned)' || exit 2
+run='/scratch/a b/'"'"'; touch pwned #/`touch pwned`/\/*'
+python='/opt/"venv"/bin/python'
+umask 077
+say() { printf '%s %s\n' "$(date +%FT%T)" "$*"; }
+say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST"
+
+export MPIR_CVAR_ENABLE_HEAVY_YIELD=1
+export PYTHONPATH='/a b:$HOME/'"'"'`touch pwned`'
+export ISOFLOP_WORLD_SIZE=2
+case $python in */*) export PATH=${python%/*}:$PATH ;; esac
+
+# The run's directory, its exact configuration, and the number of this attempt.
+mkdir -p -- "$run/checkpoints" || exit 2
+cat >"$run/.run.yaml.$SLURM_JOB_ID" <<'END_OF_RUN_YAML2' || exit 2
+END_OF_RUN_YAML
+$(touch pwned)
+'"\
+END_OF_RUN_YAML1
+END_OF_RUN_YAML2
+mv -- "$run/.run.yaml.$SLURM_JOB_ID" "$run/run.yaml" || exit 2
+attempt=1
+name() { printf '%s/attempt-%03d.out' "$run" "$attempt"; }
+while out=$(name); [ -e "$out" ]; do attempt=$((attempt + 1)); done
+exec 8>>"$out" 9>>"${out%.out}.err" || exit 2
+flock --nonblock 8  # held for as long as anyone can still write: the run is seen to be alive
+
+committed() { find "$run/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }
+before=$(committed)
+warned=0 step=
+warn() { warned=1 again=1; say 'the walltime is near'; [ -z "$step" ] || kill -USR1 "$step"; }
+trap warn USR1
+say "attempt $attempt starts: ${out%.out}.{out,err}"
+srun -N 1 -n 2 --ntasks-per-node=2 -c1 --mpi=pmi2 --export=ALL,OMP_NUM_THREADS=1 --kill-on-bad-exit=0 --wait=60 "$python" -m mpi4py -m workflows.llm.program "$run" --attempt "$attempt" >&8 2>&9 &
+step=$!
+again=1; while [ "$again" = 1 ]; do again=0; wait "$step"; code=$?; done  # a signal cuts a wait short
+exec 8>&- 9>&-
+say "attempt $attempt ended with code $code"
+
+# 75 asks for another attempt; ranks that the warning itself ended go on from their last checkpoint.
+if [ "$code" -eq 75 ] || { [ "$warned" = 1 ] && [ "$code" -gt 128 ]; }; then
+  idle=0
+  if read -r owner count <"$run/restarts" && [ "$owner" = "$SLURM_JOB_ID" ]; then idle=$count; fi 2>/dev/null
+  if [ "$(committed)" != "$before" ]; then idle=0; else idle=$((idle + 1)); fi
+  if [ "$idle" -gt 3 ]; then
+    say "giving up: 3 restarts without a new checkpoint"
+  else
+    echo "$SLURM_JOB_ID $idle" >"$run/restarts"
+    say "requeueing the job"
+    scontrol requeue "$SLURM_JOB_ID" || say "the scheduler does not requeue it; submit it again"
+  fi
+fi
+exit "$code"
