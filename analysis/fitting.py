@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis import laws
 from analysis.errors import DataError, NotConvergedError
-from analysis.laws import Law, Problem
-from analysis.minimise import CONVERGED, minimise
+from analysis.identify import identify, independent, intervals_of
+from analysis.law import Law
+from analysis.minimise import CONVERGED, Minima, minimise
+from analysis.problem import Problem
+from analysis.resampling import Resampling, weights_of
 from analysis.result import FitResult
 from analysis.table import Observations
+from analysis.uncertainty import covariance
 
 Floats = NDArray[np.float64]
 SAME_LOSS = 1e-12
@@ -20,11 +25,8 @@ MOST_SPREAD = 1e6
 """Ratio of the highest loss to the lowest, beyond which a column holds something else."""
 SAME_OBJECTIVE = 1e-6
 """Relative difference up to which two starts ended at the same minimum."""
-WIDE = 10.0
-"""Ratio of the ends of an interval from which on a factor counts as unidentified: not even its order is known."""
 ENOUGH_RESAMPLES = 100
-DEPENDENT = 1e8
-"""Condition number of the residuals' derivatives from which on other values of the parameters fit as well."""
+POINTS = Resampling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +40,34 @@ class Resamples:
 
 
 def fit(
-    law: str, observations: Observations, *, delta: float = 1e-3, bootstrap: int = 1000, seed: int = 0
+    law: str,
+    observations: Observations,
+    *,
+    hold: Mapping[str, float] | None = None,
+    delta: float | None = None,
+    scale: str | None = None,
+    bootstrap: int = 1000,
+    resampling: Resampling = POINTS,
+    seed: int = 0,
 ) -> FitResult:
-    """Return the law fitted by the sum of Huber_delta(ln predicted - ln observed).
+    """Return the law fitted by the sum of Huber_delta(residual); a residual is ln predicted - ln observed.
 
-    All of the law's starting points are followed to their minimum and the lowest one is taken. Intervals are
-    the 2.5 and 97.5 percentiles of `bootstrap` resamples of the points, each fitted from that minimum; resample i
-    is drawn from (seed, i) alone.
+    A law of bounded outcomes takes differences instead, over the mean outcome; `scale` and `delta` overrule what the
+    law asks for. Parameters in `hold` stay at their value. All of the law's starting points are followed to their
+    minimum and the lowest one is taken. Intervals are the 2.5 and 97.5 percentiles of `bootstrap` resamples of the
+    points (or of what `resampling` draws), each fitted from that minimum; resample i is drawn from (seed, i) alone.
 
     Raises:
         DataError: the points are too few or too alike for the law, or their losses are all the same.
         NotConvergedError: the best point found has a slope.
     """
+    chosen = laws.get(law)
+    delta = chosen.delta if delta is None else delta
     if not delta > 0 or bootstrap < 0:
         raise DataError(f"delta={delta}, bootstrap={bootstrap}: delta is positive, bootstrap at least 0")
-    chosen = laws.get(law)
-    problem = chosen.bind(observations)
-    if np.ptp(observations.L) <= SAME_LOSS * observations.L.max():
-        raise DataError(
-            f"{observations.source}: all losses are {observations.L[0]:.6g}; no law follows from one value"
-        )
-    low, high = observations.L.min(), observations.L.max()
-    if high > MOST_SPREAD * low:
-        raise DataError(
-            f"{observations.source}: losses from {low:.6g} to {high:.6g}; at most a factor of {MOST_SPREAD:g} is fitted"
-        )
-    n = len(observations)
-    starts = problem.starts()
-    minima = minimise(problem, starts, np.ones((len(starts), n)), delta)
-    best = int(np.argmin(minima.objective))
+    problem = chosen.bind(observations, hold, scale)
+    _check_outcomes(observations)
+    minima, best = solve(problem, delta)
     theta, objective = minima.theta[best], float(minima.objective[best])
     gradient_norm = float(minima.gradient_norm[best])
     if not gradient_norm <= CONVERGED:
@@ -75,19 +76,30 @@ def fit(
             f"a minimum has less than {CONVERGED:g}"
         )
     reached = minima.objective <= objective * (1 + SAME_OBJECTIVE) + 1e-15
-    drawn = resample(problem, theta, n, delta, bootstrap, seed)
+    drawn = resample(problem, theta, delta, weights_of(observations, resampling, bootstrap, seed))
     residual, slopes = problem.residual(theta[None])
-    natural = dict(zip(chosen.parameters, problem.natural(theta[None])[0].tolist(), strict=True))
-    at_bound = [name for name, held in zip(chosen.parameters, minima.at_bound[best], strict=True) if held]
-    unidentified = identify(chosen, drawn.sample, slopes[0], at_bound)
-    return FitResult(
+    names = list(problem.parameters)
+    natural = dict(zip(names, problem.natural(theta[None])[0].tolist(), strict=True))
+    free = [i for i, name in enumerate(names) if name not in problem.held]
+    at_bound = [names[i] for i in free if minima.at_bound[best, i]]
+    intervals = intervals_of(names, drawn.sample)
+    for name in problem.held:
+        intervals.pop(name, None)
+    unidentified = identify(
+        [names[i] for i in free], intervals, slopes[0][:, free], at_bound, _of_either_sign(problem)
+    )
+    unidentified |= chosen.remarks(natural, problem.x)
+    x = _ranges_of(observations, chosen)
+    found = FitResult(
         law=law,
         params=natural,
-        stderr=_errors(chosen, drawn.sample, unidentified),
-        intervals=_intervals(chosen, drawn.sample),
+        held=dict(problem.held),
+        stderr=_errors(names, drawn.sample, {*unidentified, *problem.held}),
+        intervals=intervals,
+        covariance=covariance(problem, theta, delta),
         objective=objective,
-        n_points=n,
-        starts_tried=len(starts),
+        n_points=len(observations),
+        starts_tried=len(minima.objective),
         starts_reached_best=int(reached.sum()),
         gradient_norm=gradient_norm,
         active_bounds=at_bound,
@@ -95,29 +107,38 @@ def fit(
         warnings=_warnings(observations, bootstrap, drawn),
         exclusions=list(observations.exclusions),
         delta=delta,
+        scale="linear" if problem.plain and not chosen.exponential else "log",
         seed=seed,
         bootstrap=bootstrap,
+        resampling=str(resampling),
         bootstrap_undetermined=drawn.undetermined,
         bootstrap_failed=drawn.not_converged,
         source=observations.source,
         data_sha256=observations.sha256,
         flops_convention=observations.flops_convention,
         size_convention=observations.size_convention,
-        n_range=(float(observations.N.min()), float(observations.N.max())),
-        d_range=(float(observations.D.min()), float(observations.D.max())),
-        mean_loss=float(observations.L.mean()),
-        residuals=(-residual[0]).tolist(),
+        outcome=observations.outcome,
+        ranges={name: (float(column.min()), float(column.max())) for name, column in x.items()},
+        mean_loss=float(observations.y.mean()),
+        residuals=(-residual[0] * (1.0 if problem.scale == "log" else problem.unit["y"])).tolist(),
         sample=drawn.sample,
     )
+    decided = _decided_by_exclusion(found, observations, hold, scale)
+    return replace(found, warnings=[*found.warnings, *decided])
 
 
-def resample(problem: Problem, theta: Floats, n: int, delta: float, bootstrap: int, seed: int) -> Resamples:
-    """Return `bootstrap` fits, each to n points drawn with replacement, all starting from the minimum `theta`."""
-    weights = np.array(
-        [np.random.default_rng([seed, i]).multinomial(n, np.full(n, 1 / n)) for i in range(bootstrap)],
-        dtype=float,
-    ).reshape(bootstrap, n)
-    determined = _independent(problem.residual(theta[None])[1][0], weights > 0)
+def solve(problem: Problem, delta: float) -> tuple[Minima, int]:
+    """Return where each of the law's starts ended, and which end is lowest."""
+    starts = problem.starts()
+    minima = minimise(problem, starts, np.ones((len(starts), len(problem.y))), delta)
+    return minima, int(np.argmin(minima.objective))
+
+
+def resample(problem: Problem, theta: Floats, delta: float, weights: Floats) -> Resamples:
+    """Return a fit for each row of weights, (B, n), all starting from the minimum `theta`."""
+    bootstrap = len(weights)
+    free = [i for i, name in enumerate(problem.parameters) if name not in problem.held]
+    determined = independent(problem.residual(theta[None])[1][0][:, free], weights > 0)
     weights = weights[determined]
     minima = minimise(problem, np.repeat(theta[None], len(weights), axis=0), weights, delta)
     natural = problem.natural(minima.theta)
@@ -125,55 +146,41 @@ def resample(problem: Problem, theta: Floats, n: int, delta: float, bootstrap: i
     return Resamples(natural[whole], bootstrap - len(weights), int((~whole).sum()))
 
 
-def identify(law: Law, sample: Floats, slopes: Floats, at_bound: list[str]) -> dict[str, str]:
-    """Return the parameters that the data do not determine, each with the reason.
+def _check_outcomes(observations: Observations) -> None:
+    low, high = observations.y.min(), observations.y.max()
+    if high - low <= SAME_LOSS * high:
+        raise DataError(
+            f"{observations.source}: all losses are {observations.y[0]:.6g}; no law follows from one value"
+        )
+    if high > MOST_SPREAD * low:
+        raise DataError(
+            f"{observations.source}: losses from {low:.6g} to {high:.6g}; at most a factor of {MOST_SPREAD:g} is fitted"
+        )
 
-    Undetermined is one that stands at a bound, on which no prediction depends, or whose interval reaches zero or
-    spans more than a factor of ten; and all are when the residuals' derivatives are linearly dependent.
-    """
-    if not _independent(slopes, np.ones((1, len(slopes)), dtype=bool))[0]:
-        return dict.fromkeys(law.parameters, "the data are collinear: other values fit as well")
-    found = dict.fromkeys(at_bound, "it stands at a bound of the fit: the data ask for less, or for more")
-    for name, matters in zip(law.parameters, _mattering(slopes), strict=True):
-        if not matters:
-            found.setdefault(name, "its term vanishes: any value fits as well")
-    for name, (low, high) in _intervals(law, sample).items():
-        if name in found:
+
+def _of_either_sign(problem: Problem) -> set[str]:
+    """Return the parameters that may be negative: an interval across zero is then as good as any other."""
+    low, _ = problem.bounds()
+    return {name for name, least in zip(problem.parameters, low, strict=True) if least < 0}
+
+
+def _ranges_of(observations: Observations, law: Law) -> dict[str, Floats]:
+    """Return the law's inputs, and size and tokens where they are known."""
+    x = observations.columns(law.inputs)
+    for name in "ND":
+        try:
+            x |= observations.columns(name)
+        except DataError:
             continue
-        if low <= 0:
-            found[name] = f"its interval [{low:.3g}, {high:.3g}] reaches zero"
-        elif high / low > WIDE:
-            found[name] = f"its interval [{low:.3g}, {high:.3g}] spans more than a factor of {WIDE:g}"
-    return found
+    return x
 
 
-def _independent(slopes: Floats, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return whether the drawn rows, (B, n), of the derivatives, (n, P), determine every parameter that matters."""
-    matters = slopes[:, _mattering(slopes)]
-    scaled = matters / np.linalg.norm(matters, axis=0)
-    singular = np.linalg.svd(scaled * drawn[:, :, None], compute_uv=False)
-    return np.asarray(singular[:, -1] * DEPENDENT > singular[:, 0])
-
-
-def _mattering(slopes: Floats) -> NDArray[np.bool_]:
-    """Return which parameters move any prediction: the exponent of a term with a factor of zero does not, (P,)."""
-    norms = np.linalg.norm(slopes, axis=0)
-    return np.asarray(norms * DEPENDENT > norms.max())
-
-
-def _errors(law: Law, sample: Floats, unidentified: dict[str, str]) -> dict[str, float]:
+def _errors(names: list[str], sample: Floats, without: set[str]) -> dict[str, float]:
     """Return the standard error of each parameter that has one: of the others it would say how far resamples ran."""
     if len(sample) < 2:
         return {}
-    errors = zip(law.parameters, sample.std(axis=0, ddof=1).tolist(), strict=True)
-    return {name: error for name, error in errors if name not in unidentified}
-
-
-def _intervals(law: Law, sample: Floats) -> dict[str, tuple[float, float]]:
-    if len(sample) < 2:
-        return {}
-    low, high = np.percentile(sample, [2.5, 97.5], axis=0)
-    return {name: (float(a), float(b)) for name, a, b in zip(law.parameters, low, high, strict=True)}
+    errors = zip(names, sample.std(axis=0, ddof=1).tolist(), strict=True)
+    return {name: error for name, error in errors if name not in without}
 
 
 def _warnings(observations: Observations, bootstrap: int, drawn: Resamples) -> list[str]:
@@ -190,9 +197,29 @@ def _warnings(observations: Observations, bootstrap: int, drawn: Resamples) -> l
         )
     if bootstrap and len(drawn.sample) < ENOUGH_RESAMPLES:
         told.append(f"{len(drawn.sample)} bootstrap resamples are too few for 95 % intervals")
-    correlation = np.corrcoef(np.log(observations.N), np.log(observations.D))[0, 1]
-    if abs(correlation) > 0.95:
-        told.append(
-            f"ln N and ln D are correlated ({correlation:.3f}): their exponents are hard to tell apart"
-        )
+    if {"N", "D"} <= set(observations.x):
+        correlation = np.corrcoef(np.log(observations.N), np.log(observations.D))[0, 1]
+        if abs(correlation) > 0.95:
+            told.append(
+                f"ln N and ln D are correlated ({correlation:.3f}): their exponents are hard to tell apart"
+            )
     return told
+
+
+def _decided_by_exclusion(
+    found: FitResult, observations: Observations, hold: Mapping[str, float] | None, scale: str | None
+) -> list[str]:
+    """Return a warning when the points that were left out would move a parameter out of its interval."""
+    if observations.left_out is None or not found.intervals:
+        return []
+    everything = replace(observations.joined(observations.left_out), left_out=None)
+    try:
+        whole = fit(found.law, everything, hold=hold, delta=found.delta, scale=scale, bootstrap=0).params
+    except (DataError, NotConvergedError) as error:
+        return [f"with the points left out there is no fit: {error}"]
+    moved = [
+        f"{name} {found.params[name]:.4g} -> {whole[name]:.4g}"
+        for name, (low, high) in found.intervals.items()
+        if name not in found.unidentified and not low <= whole[name] <= high
+    ]
+    return [f"the exclusions decide the answer; with all points: {', '.join(moved)}"] if moved else []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.laws import Problem
+from analysis.problem import Problem
 
 Floats = NDArray[np.float64]
 CONVERGED = 1e-7

@@ -50,12 +50,12 @@ def law(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
     figure, (axis,) = _figure(1)
     D = np.geomspace(min(run.D for run in done) / 1.5, max(run.D for run in done) * 1.5, 100)
     for size in sorted({run.N for run in done}):
-        axis.plot(D, [fit.predict(size, d) for d in D], lw=1.2, color=colour(size))
+        axis.plot(D, [fit.predict(N=size, D=d) for d in D], lw=1.2, color=colour(size))
     for run in done:
         if not run.held_out:
             axis.plot(run.D, run.measured, "o", ms=6, mec="white", color=colour(run.N))
         else:
-            interval = fit.interval(run.N, run.D)
+            interval = fit.interval(N=run.N, D=run.D)
             if interval:
                 axis.plot([run.D, run.D], interval, lw=3, alpha=0.4, color=HOLD_OUT)
             axis.plot(run.D, run.measured, "*", ms=14, mec="white", color=HOLD_OUT)
@@ -70,7 +70,7 @@ def residuals(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
     figure, (axis,) = _figure(1, height=3.0)
     axis.axhline(0, lw=0.8, color="grey")
     for run in done:
-        off = 100 * ((run.measured) / fit.predict(run.N, run.D) - 1)
+        off = 100 * ((run.measured) / fit.predict(N=run.N, D=run.D) - 1)
         mark: Style = (
             {"marker": "*", "ms": 14, "color": HOLD_OUT}
             if run.held_out
@@ -82,8 +82,13 @@ def residuals(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
     return figure
 
 
-def frontier(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
-    """Return the compute-optimal size over compute with its 95 % band, and the runs (C = 6 N D for all)."""
+def frontier(fit: FitResult, runs: Sequence[RunSummary]) -> Figure | None:
+    """Return the compute-optimal size over compute with its 95 % band, and the runs (C = 6 N D for all).
+
+    None for a law that trades no size for tokens.
+    """
+    if not fit.trades:
+        return None
     colour, done = _by_size(runs), _done(runs)
     figure, axes = _figure(2)
     compute = [6 * run.N * run.D for run in done]
@@ -116,10 +121,10 @@ def hold_outs(fit: FitResult, runs: Sequence[RunSummary]) -> Figure | None:
         return None
     figure, (axis,) = _figure(1, height=1.4 + 0.6 * len(held))
     for row, run in enumerate(held):
-        interval = fit.interval(run.N, run.D)
+        interval = fit.interval(N=run.N, D=run.D)
         if interval:
             axis.plot(interval, [row, row], lw=9, alpha=0.25, color="black", solid_capstyle="butt")
-        axis.plot(fit.predict(run.N, run.D), row, "|", ms=20, mew=2, color="black")
+        axis.plot(fit.predict(N=run.N, D=run.D), row, "|", ms=20, mew=2, color="black")
         axis.plot(run.measured, row, "*", ms=14, mec="white", color=HOLD_OUT)
         axis.plot(fit.mean_loss, row, "x", ms=8, mew=2, color="grey")
     axis.set_yticks(range(len(held)), [run.run_id for run in held], fontsize=9, parse_math=False)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from analysis import laws
 from analysis.errors import DataError
+from analysis.table import derive
 
 SCHEMA = "isoflop-fit/1"
 FAR = 100.0
@@ -37,8 +38,12 @@ class FitResult:
 
     law: str
     params: dict[str, float]
+    held: dict[str, float]
+    """Parameters that were given, not fitted."""
     stderr: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    covariance: dict[str, dict[str, float]]
+    """Of the estimator (Gauss-Newton), beside the bootstrap's intervals; empty where it is undefined."""
     objective: float
     n_points: int
     starts_tried: int
@@ -52,8 +57,11 @@ class FitResult:
     warnings: list[str]
     exclusions: list[str]
     delta: float
+    scale: str
+    """log or linear: what a residual is."""
     seed: int
     bootstrap: int
+    resampling: str
     bootstrap_undetermined: int
     """Resamples left out because they drew points too few or too alike to determine the law."""
     bootstrap_failed: int
@@ -62,32 +70,38 @@ class FitResult:
     data_sha256: str
     flops_convention: str
     size_convention: str
-    n_range: tuple[float, float]
-    d_range: tuple[float, float]
+    outcome: str
+    ranges: dict[str, tuple[float, float]]
+    """Lowest and highest of each input."""
     mean_loss: float
-    """Mean of the fitted losses: what a predictor that knows nothing of N and D would say."""
+    """Mean of the fitted outcomes: what a predictor that knows nothing of the inputs would say."""
     residuals: list[float]
-    """ln observed - ln predicted of each point."""
+    """ln observed - ln predicted of each point, or the difference on a linear scale."""
     sample: Floats = field(repr=False, compare=False)
     """Parameters of each converged bootstrap resample, (resamples, parameters)."""
 
-    def predict(self, N: float, D: float) -> float:
-        """Return the predicted loss of a run of N parameters and D tokens."""
+    def predict(self, **x: float) -> float:
+        """Return the predicted outcome at these inputs, such as N=1e9, D=2e10; what follows from them is derived."""
         values = {name: np.asarray(value) for name, value in self.params.items()}
-        return float(laws.get(self.law).predict(values, np.asarray(N), np.asarray(D)))
+        return float(laws.get(self.law).predict(values, self._inputs(x)))
 
-    def interval(self, N: float, D: float) -> tuple[float, float] | None:
+    def interval(self, **x: float) -> tuple[float, float] | None:
         """Return the 95 % prediction interval of a run: the law's own spread and that of single runs around it.
 
-        Each resample's prediction is multiplied by the exponential of one of the fit's residuals.
-        None without a bootstrap.
+        Each resample's prediction is moved by one of the fit's residuals. None without a bootstrap.
         """
         if len(self.sample) < 2:
             return None
-        predicted = laws.get(self.law).predict(self._sampled(), np.asarray(N), np.asarray(D))
+        predicted = laws.get(self.law).predict(self._sampled(), self._inputs(x))
         drawn = np.random.default_rng([self.seed, len(self.sample)]).choice(self.residuals, len(predicted))
-        low, high = np.percentile(predicted * np.exp(drawn), [2.5, 97.5])
+        moved = predicted * np.exp(drawn) if self.scale == "log" else predicted + drawn
+        low, high = np.percentile(moved, [2.5, 97.5])
         return float(low), float(high)
+
+    @property
+    def trades(self) -> bool:
+        """Whether the law says how to divide compute between size and tokens."""
+        return laws.get(self.law).trades
 
     def compute_optimal(self, flops: float) -> dict[str, Any]:
         """Return N, D, L of the best run of `flops` (C = 6 N D) and the 95 % interval of each; NaN where undefined."""
@@ -103,15 +117,20 @@ class FitResult:
             }
         return found
 
-    def far(self, N: float, D: float) -> str:
-        """Return a sentence when (N, D) lies far outside the fitted range, else nothing."""
-        beyond = max(N / self.n_range[1], self.n_range[0] / N, D / self.d_range[1], self.d_range[0] / D)
-        return f"{beyond:.0f} times beyond the fitted range" if beyond > FAR else ""
+    def far(self, **x: float) -> str:
+        """Return a sentence when an input lies far outside the fitted range, else nothing."""
+        known = self._inputs(x)
+        beyond, name = max(
+            (max(float(known[name]) / high, low / float(known[name])), name)
+            for name, (low, high) in self.ranges.items()
+            if name in known
+        )
+        return f"{beyond:.0f} times beyond the fitted range of {name}" if beyond > FAR else ""
 
     def budgets(self) -> list[float]:
         """Return powers of ten of compute from the smallest fitted run to a hundred times the largest."""
-        low = np.floor(np.log10(6 * self.n_range[0] * self.d_range[0]))
-        high = np.ceil(np.log10(6 * self.n_range[1] * self.d_range[1])) + 2
+        (n_low, n_high), (d_low, d_high) = self.ranges["N"], self.ranges["D"]
+        low, high = np.floor(np.log10(6 * n_low * d_low)), np.ceil(np.log10(6 * n_high * d_high)) + 2
         return [float(10**power) for power in np.arange(low, high + 1)]
 
     def to_json(self) -> dict[str, Any]:
@@ -120,7 +139,7 @@ class FitResult:
         What is not a number becomes None, since JSON has no word for it.
         """
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sample"}
-        optima = [self.compute_optimal(c) for c in self.budgets()]
+        optima = [self.compute_optimal(c) for c in self.budgets()] if self.trades else []
         told: dict[str, Any] = _finite({"schema": SCHEMA, **held, "compute_optimal": optima})
         return told
 
@@ -147,6 +166,9 @@ class FitResult:
             with suppress(OSError):
                 beside.unlink()
             raise DataError(f"{directory}: the fit cannot be written ({error.strerror or error})") from None
+
+    def _inputs(self, x: Mapping[str, float]) -> dict[str, Floats]:
+        return derive(x, laws.get(self.law).inputs)
 
     def _sampled(self) -> Mapping[str, Floats]:
         return dict(zip(self.params, self.sample.T, strict=True))

@@ -78,10 +78,16 @@ def coefficient_rows(fit: FitResult) -> list[Row]:
                 f"{value:.6g}",
                 f"{fit.stderr[name]:.3g}" if name in fit.stderr else "",
                 f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else "",
-                f"NOT IDENTIFIED: {fit.unidentified[name]}" if name in fit.unidentified else "",
+                _remark(fit, name),
             )
         )
     return rows
+
+
+def _remark(fit: FitResult, name: str) -> str:
+    if name in fit.held:
+        return "held"
+    return f"NOT IDENTIFIED: {fit.unidentified[name]}" if name in fit.unidentified else ""
 
 
 def hold_out_rows(fit: FitResult, runs: Sequence[RunSummary]) -> list[Row]:
@@ -94,7 +100,7 @@ def hold_out_rows(fit: FitResult, runs: Sequence[RunSummary]) -> list[Row]:
     for run in runs:
         if not run.held_out or run.loss is None:
             continue
-        predicted, interval = fit.predict(run.N, run.D), fit.interval(run.N, run.D)
+        predicted, interval = fit.predict(N=run.N, D=run.D), fit.interval(N=run.N, D=run.D)
         rows.append(
             (
                 run.run_id,

@@ -100,7 +100,7 @@ def observations() -> Observations:
     rng = np.random.default_rng(0)
     N, D = 10 ** rng.uniform(7.5, 10, 240), 10 ** rng.uniform(9, 11.5, 240)
     L = (1.82 + 478 / N**0.347 + 2143 / D**0.367) * np.exp(0.003 * rng.standard_normal(240))
-    return Observations(N, D, L, tuple(map(str, range(240))), f"synthetic, {TABLE} is missing")
+    return Observations.of_runs(N, D, L, tuple(map(str, range(240))), f"synthetic, {TABLE} is missing")
 
 
 def timed(action: Callable[[], Any]) -> tuple[Any, float]:

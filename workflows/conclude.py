@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis import laws
 from analysis.errors import AnalysisError, DataError, StoreError
 from analysis.fitting import fit
 from analysis.report import write_report
@@ -85,10 +86,10 @@ def observations(study: Study, runs: list[RunSummary]) -> Observations:
     if not fitted:
         raise DataError(f"{study.directory}: no run has finished, there is nothing to fit")
     missing = [run.run_id for run in runs if run.loss is None and not run.held_out]
-    return Observations(
+    return Observations.of_runs(
         N=np.array([run.N for run in fitted]),
         D=np.array([run.D for run in fitted]),
-        L=np.array([run.loss for run in fitted]),
+        L=np.array([run.measured for run in fitted]),
         labels=tuple(run.run_id for run in fitted),
         source=str(study.directory),
         size_convention=f"{study.file.analysis.size} parameters",
@@ -109,5 +110,6 @@ def fit_data(
         study = read_study(data / "study.yaml", [f"runs_dir={data.parent}"])
         points = observations(study, summaries(study))
     else:
-        points = read_table(data, parse_columns(columns))
+        chosen = laws.get(law)
+        points = read_table(data, parse_columns(columns), chosen.inputs, chosen.outcome)
     return fit(law, points.drop_highest_loss(drop_highest_loss), bootstrap=bootstrap, seed=seed)

@@ -269,10 +269,10 @@ def fitted_data(fitted: Fitted, report: Path) -> dict[str, Any]:
         "holdout": [
             {
                 "id": run.run_id,
-                "predicted": fit.predict(run.N, run.D),
-                "interval": fit.interval(run.N, run.D),
+                "predicted": fit.predict(N=run.N, D=run.D),
+                "interval": fit.interval(N=run.N, D=run.D),
                 "measured": run.loss,
-                "error": fit.predict(run.N, run.D) / run.loss - 1,
+                "error": fit.predict(N=run.N, D=run.D) / run.loss - 1,
                 "constant_error": fit.mean_loss / run.loss - 1,
             }
             for run in fitted.runs

@@ -73,7 +73,8 @@ def test_what_is_not_a_number_is_null_in_json():
 def test_points_too_few_or_too_alike_are_refused(N, D, sentence):
     N, D = 1e7 * np.array(N, float), 1e9 * np.array(D, float)
     with pytest.raises(
-        DataError, match=f"^simulated: {sentence}; the law of five parameters needs at least 6"
+        DataError,
+        match=f"^simulated: {sentence}; the law 'chinchilla' of 5 free parameters needs at least 6 points",
     ):
         fit("chinchilla", observe(N, D, losses("chinchilla", TRUTH, N, D)))
 
@@ -95,9 +96,10 @@ def test_a_column_that_holds_no_losses_is_refused(spread):
 @pytest.mark.parametrize("exponent", [1.0, 5.0], ids=["in its derivative", "in the loss itself"])
 def test_a_start_that_overflows_is_not_converged(exponent):
     problem = laws.get("chinchilla").bind(study(0))
-    steep = replace(problem, x=np.full_like(problem.x, -709.0))
+    tiny = np.full_like(problem.y, problem.unit["N"] * np.exp(-709.0))
+    steep = replace(problem, x={**problem.x, "N": tiny})
     start = np.array([[1.0, 1.0, 1.0, exponent, 1.0]])
-    found = minimise.minimise(steep, start, np.ones((1, len(problem.x))), 1e-3)
+    found = minimise.minimise(steep, start, np.ones((1, len(problem.y))), 1e-3)
     assert not found.converged[0]
     assert found.objective[0] == np.inf
 
@@ -112,7 +114,7 @@ def test_too_few_resamples_are_warned_about():
     found = fit("chinchilla", study(0), bootstrap=50)
     assert "50 bootstrap resamples are too few for 95 % intervals" in found.warnings
     none = fit("chinchilla", study(0), bootstrap=0)
-    assert (none.warnings, none.stderr, none.intervals, none.interval(1e8, 1e10)) == ([], {}, {}, None)
+    assert (none.warnings, none.stderr, none.intervals, none.interval(N=1e8, D=1e10)) == ([], {}, {}, None)
 
 
 def test_a_fit_that_did_not_converge_is_an_error(monkeypatch):
@@ -153,5 +155,5 @@ def _short_after_the_first():
 
 def test_predictions_far_outside_say_so():
     found = fit("chinchilla", study(0), bootstrap=0)
-    assert found.far(1e9, 1e11) == ""
-    assert found.far(1e12, 1e11) == "1000 times beyond the fitted range"
+    assert found.far(N=1e9, D=1e11) == ""
+    assert found.far(N=1e12, D=1e11) == "1000 times beyond the fitted range of N"

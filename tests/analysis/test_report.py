@@ -116,7 +116,7 @@ def test_the_numbers_are_those_of_the_fit(whole):
     assert all(cell in page.text for cell in cells)
     for name, value in fitted().params.items():
         assert f"{name}{value:.6g}{fitted().stderr[name]:.3g}" in page.text
-    predicted = fitted().predict(4e9, 4e11)
+    predicted = fitted().predict(N=4e9, D=4e11)
     assert f"{predicted:.4f}" in page.text
     assert f"{100 * (predicted / given[-1].measured - 1):+.2f} %" in page.text
     assert f"{100 * (fitted().mean_loss / given[-1].measured - 1):+.2f} %" in page.text

@@ -99,12 +99,12 @@ def test_a_path_that_is_no_file_is_refused(tmp_path, name):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "name L and two of N, D, C, such as N=params,D=tokens,L=loss; this names none"),
+        ("", "name L and two of N, D, C, such as N=column,D=column,L=column; this names none"),
         ("N=a,L=b", "this names N, L"),
         ("N=a,D=b,C=c,L=d", "this names N, D, C, L"),
-        ("N=a,D=b,L=c,X=d", "columns: 'X' is none of N, D, C, L"),
+        ("N=a,D=b,L=c,X=d", "columns: 'X' is none of N, D, C, L, run, size, flops"),
         ("N=a,D,L=c", "write N=column,D=column,L=column"),
-        ("N=a,D=b,N=c,L=d", "names one of N, D, C, L twice"),
+        ("N=a,D=b,N=c,L=d", "names one symbol twice"),
     ],
 )
 def test_columns_that_do_not_say_enough_are_refused(tmp_path, text, sentence):
@@ -119,7 +119,7 @@ def test_column_names_may_hold_spaces_and_equals_signs():
 
 def test_the_highest_losses_are_left_out_and_named():
     sizes = np.arange(1.0, 6.0)
-    points = Observations(sizes, 2 * sizes, np.array([3.0, 9, 4, 8, 5]), tuple("abcde"), "here")
+    points = Observations.of_runs(sizes, 2 * sizes, np.array([3.0, 9, 4, 8, 5]), tuple("abcde"), "here")
     kept = points.drop_highest_loss(2)
     assert (kept.labels, kept.L.tolist(), kept.N.tolist()) == (("a", "c", "e"), [3, 4, 5], [1, 3, 5])
     assert kept.exclusions == ("b: L = 9, among the 2 highest", "d: L = 8, among the 2 highest")
@@ -135,4 +135,4 @@ def test_observations_are_positive_whoever_makes_them(name, value):
     arrays = {letter: np.array([1.0, 2.0]) for letter in "NDL"}
     arrays[name] = np.array([1.0, value])
     with pytest.raises(DataError, match=f"^here: b: {name} is {value}"):
-        Observations(**arrays, labels=("a", "b"), source="here")
+        Observations.of_runs(**arrays, labels=("a", "b"), source="here")
