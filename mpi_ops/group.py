@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+import torch
 import torch.distributed as dist
 from mpi4py import MPI
 from torch._C._distributed_c10d import Store
@@ -48,6 +49,11 @@ class Group(dist.ProcessGroup):
     def _set_group_desc(self, desc: str) -> None:
         if desc not in UNNAMED:
             self._label = desc
+
+    @property
+    def _device_types(self) -> list[torch.device]:
+        """Where tensors may be: torch looks at C++ backends only. Saving a checkpoint in the background asks."""
+        return [torch.device("cpu")]
 
     def getBackendName(self) -> str:  # noqa: N802  (torch's name)
         """Return the name under which torch knows the backend."""

@@ -16,7 +16,8 @@ MODULES = {
     "counting": (2, 3),
     "refusals": (2,),
     "handles": (2, 3),
-    "training": (2,),
+    "buckets": (2, 3),
+    "vocabulary": (2, 3),
     "meshes": (4,),
     "lives": (2, 3),
 }
@@ -39,12 +40,20 @@ def cases() -> list:
 
 
 @pytest.fixture(scope="session")
-def faults(mpiexec):
-    """Return `of(ranks)`: what went wrong in a world of that size, by module and case, then rank."""
+def faults(mpiexec, request):
+    """Return `of(ranks)`: what went wrong in a world of that size, by module and case, then rank.
+
+    Each world runs the modules of which a case was selected.
+    """
+    selected = {
+        (item.callspec.params["ranks"], item.callspec.params["module"])
+        for item in request.session.items
+        if item.originalname == test_the_backend.__name__
+    }
 
     @cache
     def of(ranks: int) -> dict[str, dict[str, str]]:
-        modules = [module for module, worlds in MODULES.items() if ranks in worlds]
+        modules = [module for module in MODULES if (ranks, module) in selected]
         ended = mpiexec(ranks, "-m", "tests.mpi_ops.on_ranks.program", *modules, timeout_s=110)
         return json.loads(ended.stdout) if ended.status == 0 else {"": {"?": ended.stderr}}
 

@@ -7,6 +7,15 @@ import torch.distributed as dist
 
 from tests.mpi_ops.on_ranks.world import COUNTS, DTYPES, World, like_gloo, pattern, same
 
+MOVED_ONLY = (
+    torch.complex64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.int16,
+    torch.uint16,
+    torch.uint64,
+)
+
 
 def _empty(group, dtype, count):
     return [torch.zeros(count, dtype=dtype) for _ in range(group.size())]
@@ -81,6 +90,18 @@ def test_gather_to_every_root(world: World):
     like_gloo(world, operation)
 
 
+def test_gather_and_scatter_of_several_sizes(world: World):
+    for pair in world.pairs:
+        wanted = [torch.full((rank + 1,), float(rank)) for rank in range(pair.size)]
+        for root in range(pair.size):
+            outputs = [torch.zeros_like(each) for each in wanted] if pair.rank == root else None
+            dist.gather(wanted[pair.rank], outputs, group=pair.mpi, group_dst=root)
+            same(outputs or wanted, wanted, f"gathered by {root}, {pair.name}")
+            output = torch.zeros(pair.rank + 1)
+            dist.scatter(output, wanted if pair.rank == root else None, group=pair.mpi, group_src=root)
+            same([output], [wanted[pair.rank]], f"scattered by {root}, {pair.name}")
+
+
 def test_scatter_from_every_root(world: World):
     def operation(group, dtype, count):
         scattered = []
@@ -138,6 +159,23 @@ def test_what_is_read_or_listed_may_be_strided(world: World):
         dist.all_gather(outputs, tensor, pair.mpi)
         for rank, output in enumerate(outputs):
             assert torch.equal(output, torch.arange(6.0).reshape(2, 3).T + rank)
+
+
+def test_dtypes_that_mpi_cannot_add_up_travel_as_bytes(world: World):
+    """A closed form: gloo does not take them."""
+    for pair in world.pairs:
+        for dtype in MOVED_ONLY:
+            wanted = [torch.full((3,), 1.0 + rank).to(dtype) for rank in range(pair.size)]
+            own, whole = wanted[pair.rank], torch.zeros(3 * pair.size, dtype=dtype)
+            told, listed, swapped = torch.zeros(3, dtype=dtype), *(_empty(pair.mpi, dtype, 3) for _ in "12")
+            dist.all_gather_single(whole, own, pair.mpi)
+            dist.all_gather(listed, own, pair.mpi)
+            dist.all_to_all(swapped, [own] * pair.size, pair.mpi)
+            dist.scatter(told, wanted if pair.rank == 0 else None, group=pair.mpi, group_src=0)
+            for found in ([*whole.split(3)], listed, swapped):
+                same(*([each.view(torch.uint8) for each in many] for many in (found, wanted)), f"{dtype}")
+            dist.broadcast(told, group=pair.mpi, group_src=pair.size - 1)
+            same([told.view(torch.uint8)], [wanted[-1].view(torch.uint8)], f"{dtype}, {pair.name}")
 
 
 def test_objects(world: World):

@@ -74,6 +74,15 @@ def test_reduce_scatter_of_lists(world: World):
     like_gloo(world, operation)
 
 
+def test_reduce_scatter_of_lists_of_several_sizes(world: World):
+    for pair in world.pairs:
+        output = torch.zeros(pair.rank + 1)
+        parts = [torch.full((place + 1,), float(pair.rank + place)) for place in range(pair.size)]
+        dist.reduce_scatter(output, parts, group=pair.mpi)
+        total = sum(rank + pair.rank for rank in range(pair.size))
+        assert output.tolist() == [total] * (pair.rank + 1), pair.name
+
+
 def test_reduce_scatter_of_one_tensor(world: World):
     def operation(group, dtype, count):
         output = torch.zeros(count, dtype=dtype)
