@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import Literal, get_args
 
@@ -16,13 +16,14 @@ AXES: tuple[Axis, ...] = get_args(Axis)
 
 @dataclass(frozen=True, slots=True)
 class ParallelLayout:
-    """Degrees of each axis, slowest to fastest, so that tp neighbours are neighbouring ranks of one node.
+    """Degrees of each axis, by default slowest to fastest, so that tp neighbours are neighbouring ranks of one node.
 
-    An `axis` is a direction of the rank grid, a `dim` one of a tensor. A rank's number is its place in the
-    grid of `shape`, row by row.
+    An `axis` is a direction of the rank grid, a `dim` one of a tensor. A rank's number is its place in the grid
+    of the axes in their `order`, row by row. Expert parallelism adds no ranks: it divides dp.
 
     Raises:
-        LayoutError: a degree is not a whole number of at least 1.
+        LayoutError: a degree is not a whole number of at least 1, ep does not divide dp, or the order does not
+            name each axis once.
     """
 
     dp: int = 1
@@ -33,16 +34,30 @@ class ParallelLayout:
     """Context: each rank a stretch of the sequence."""
     tp: int = 1
     """Tensor: each rank a slice of every matrix."""
+    ep: int = 1
+    """Expert: so many neighbours along dp each hold a share of the experts."""
+    order: tuple[Axis, ...] = AXES
+    """Axes from the slowest to the fastest."""
 
     def __post_init__(self) -> None:
-        for axis, degree in zip(AXES, self.shape, strict=True):
+        for axis, degree in (*zip(AXES, self.shape, strict=True), ("ep", self.ep)):
             if type(degree) is not int or degree < 1:
                 raise LayoutError(f"parallel.{axis}={degree!r}: a degree is a whole number of at least 1")
+        if self.dp % self.ep:
+            raise LayoutError(f"parallel.ep={self.ep} does not divide the {self.dp} data-parallel ranks")
+        if sorted(self.order) != sorted(AXES):
+            held = ", ".join(map(str, self.order))
+            raise LayoutError(f"parallel.order=[{held}]: each of {', '.join(AXES)} once, the slowest first")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Degrees in the order of AXES: the shape of a DeviceMesh."""
-        return astuple(self)
+        """Degrees in the order of AXES."""
+        return self.dp, self.pp, self.cp, self.tp
+
+    @property
+    def degrees(self) -> dict[str, int]:
+        """Degree by axis, ep among them where there is any, as plans and metrics show it."""
+        return {**dict(zip(AXES, self.shape, strict=True)), **({"ep": self.ep} if self.ep > 1 else {})}
 
     @property
     def world_size(self) -> int:
@@ -68,8 +83,9 @@ class ParallelLayout:
         if not 0 <= rank < self.world_size:
             raise LayoutError(f"rank {rank}: the ranks of {self} are 0 to {self.world_size - 1}")
         coords: dict[Axis, int] = {}
-        for axis, degree in reversed(list(zip(AXES, self.shape, strict=True))):
-            rank, coords[axis] = divmod(rank, degree)
+        degrees = self.degrees
+        for axis in reversed(self.order):
+            rank, coords[axis] = divmod(rank, degrees[axis])
         return {axis: coords[axis] for axis in AXES}
 
     def rank(self, coords: Mapping[Axis, int]) -> int:
@@ -81,7 +97,8 @@ class ParallelLayout:
         if set(coords) != set(AXES):
             raise LayoutError(f"coordinates {dict(coords)}: one for each of {', '.join(AXES)}")
         rank = 0
-        for axis, degree in zip(AXES, self.shape, strict=True):
+        for axis in self.order:
+            degree = self.degrees[axis]
             if not 0 <= coords[axis] < degree:
                 raise LayoutError(f"{axis}={coords[axis]}: places along {axis} are 0 to {degree - 1}")
             rank = rank * degree + coords[axis]
@@ -95,8 +112,8 @@ class ParallelLayout:
         """
         if axis not in AXES:
             raise LayoutError(f"axis {axis!r}: one of {', '.join(AXES)}")
-        at = AXES.index(axis)
-        stride = math.prod(self.shape[at + 1 :])
-        span = stride * self.shape[at]
+        faster = self.order[self.order.index(axis) + 1 :]
+        stride = math.prod(self.degrees[each] for each in faster)
+        span = stride * self.degrees[axis]
         starts = product(range(0, self.world_size, span), range(stride))
         return [list(range(outer + inner, outer + inner + span, stride)) for outer, inner in starts]

@@ -24,12 +24,21 @@ class Mesh:
     """Ranks with the other layers."""
     data: dist.ProcessGroup | None
     """Ranks with the same weights and other tokens: along dp and cp together; gradients are reduced here."""
+    ep: dist.ProcessGroup | None
+    """Ranks with the other experts: neighbours along dp."""
+    experts: dist.ProcessGroup | None
+    """Ranks of `data` with the same experts; the gradients of experts are reduced here."""
     ends: dist.ProcessGroup | None
     """First and last stage of this rank's pipeline, when it is one of them: tied weights are kept equal here."""
 
     def place(self, axis: Axis) -> int:
         """Return this rank's place along an axis."""
         return self.layout.coords(self.rank)[axis]
+
+    @property
+    def expert_place(self) -> int:
+        """Which of the ep shares of the experts this rank holds."""
+        return self.place("dp") % self.layout.ep
 
 
 def make_mesh(layout: ParallelLayout) -> Mesh:
@@ -46,6 +55,13 @@ def make_mesh(layout: ParallelLayout) -> Mesh:
     lines = {axis: _line(layout, rank, (axis,)) for axis in ("tp", "cp", "pp")}
     data = _line(layout, rank, ("dp", "cp"))
     groups = {name: _group(line, name) for name, line in {**lines, "data": data}.items()}
+    groups |= {"ep": None, "experts": groups["data"]}
+    if layout.ep > 1:
+        share, place = divmod(here["dp"], layout.ep)
+        places = {other: divmod(layout.coords(other)["dp"], layout.ep) for other in data}
+        near = [other for other in _line(layout, rank, ("dp",)) if places[other][0] == share]
+        same = [other for other in data if places[other][1] == place]
+        groups |= {"ep": _group(near, "ep"), "experts": _group(same, "experts")}
     ends = None
     if layout.pp > 1:
         at_end = here["pp"] in (0, layout.pp - 1)
@@ -59,6 +75,8 @@ def make_mesh(layout: ParallelLayout) -> Mesh:
         cp=groups["cp"],
         pp=groups["pp"],
         data=groups["data"],
+        ep=groups["ep"],
+        experts=groups["experts"],
         ends=ends,
     )
 

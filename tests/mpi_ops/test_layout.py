@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mpi_ops.errors import LayoutError
 from mpi_ops.layout import AXES, ParallelLayout
 
-LAYOUTS = st.builds(ParallelLayout, *[st.integers(1, 4)] * 4)
+LAYOUTS = st.builds(ParallelLayout, *[st.integers(1, 4)] * 4, order=st.permutations(AXES).map(tuple))
 LAYOUT = ParallelLayout(dp=2, pp=3, cp=1, tp=4)
 
 
@@ -37,6 +37,30 @@ def test_neighbours_in_tp_are_neighbouring_ranks_and_dp_strides_furthest():
     assert LAYOUT.axis_groups("pp")[:2] == [[0, 4, 8], [1, 5, 9]]
     assert LAYOUT.axis_groups("dp")[-1] == [11, 23]
     assert LAYOUT.axis_groups("cp") == [[rank] for rank in range(24)]
+
+
+def test_an_order_decides_which_ranks_are_neighbours():
+    layout = ParallelLayout(dp=2, pp=3, cp=1, tp=4, order=("tp", "cp", "pp", "dp"))
+    assert layout.axis_groups("dp")[0] == [0, 1]
+    assert layout.axis_groups("pp")[0] == [0, 2, 4]
+    assert layout.axis_groups("tp")[-1] == [5, 11, 17, 23]
+    assert layout.coords(7) == {"dp": 1, "pp": 0, "cp": 0, "tp": 1}
+
+
+@pytest.mark.parametrize("order", [(), ("dp", "pp", "cp"), ("dp", "pp", "cp", "tp", "tp"), ("dp",) * 4])
+def test_an_order_names_each_axis_once(order):
+    with pytest.raises(
+        LayoutError, match=r"^parallel\.order=\[.*\]: each of dp, pp, cp, tp once, the slowest"
+    ):
+        ParallelLayout(order=order)
+
+
+@pytest.mark.parametrize(("dp", "ep"), [(2, 4), (6, 4), (1, 2)])
+def test_experts_are_shared_by_a_number_of_ranks_that_divides_dp(dp, ep):
+    with pytest.raises(
+        LayoutError, match=rf"^parallel\.ep={ep} does not divide the {dp} data-parallel ranks$"
+    ):
+        ParallelLayout(dp, ep=ep)
 
 
 def test_the_world_has_as_many_ranks_as_the_layout_needs():

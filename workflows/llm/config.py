@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mpi_ops.layout import ParallelLayout
+from mpi_ops.layout import AXES, Axis, ParallelLayout
 from mpi_ops.schedule import placement
 from workflows.config import Section
 from workflows.workflow import RunSize
@@ -17,8 +17,13 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-FLOPS_CONVENTION = "counted: 3 x forward matmuls, output head and full (non-causal) attention scores included"
+FLOPS_CONVENTION = (
+    "counted: 3 x forward matmuls, output head and full (non-causal) attention scores included, of experts those that "
+    "a token chooses"
+)
 BYTE_VOCABULARY = 256
+EXPERT_KEYS = {"experts", "top_k", "capacity", "bias_rate"}
+"""Of the model: they say nothing where there are no experts."""
 
 
 class ModelConfig(Section):
@@ -46,6 +51,14 @@ class ModelConfig(Section):
     """Base of the rotary wavelengths."""
     norm_eps: Positive = 1e-5
     """Under the square root of RMSNorm."""
+    experts: Annotated[int, Field(ge=0)] = 0
+    """Experts in place of each feed-forward part, each of width ffn_width; 0 for a dense model."""
+    top_k: Count = 2
+    """Experts that a token goes to."""
+    capacity: Positive | None = None
+    """Tokens of a sequence that an expert takes at most, as a multiple of the mean; default: all that come."""
+    bias_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    """How far a step moves the bias that levels the experts' loads; 0 for no levelling."""
 
     @property
     def heads(self) -> int:
@@ -72,10 +85,29 @@ class ModelConfig(Section):
             raise ValueError(f"model.kv_heads={self.kv_heads} does not divide the {self.heads} heads")
         return self
 
+    @model_validator(mode="after")
+    def _has_experts(self) -> ModelConfig:
+        if self.experts and self.top_k > self.experts:
+            raise ValueError(f"model.top_k={self.top_k}: 1 to the {self.experts} of model.experts")
+        if self.experts and self.arch == "gpt":
+            raise ValueError(
+                f"model.experts={self.experts} with model.arch=gpt: experts are a llama's SwiGLU"
+            )
+        return self
+
     def block_matmul_parameters(self) -> int:
-        """Return the weights of one block that are multiplied with every token: q, k, v, o, (gate,) up, down."""
+        """Return the weights of one block that a token is multiplied with: q, k, v, o, (gate,) up, down; with
+        experts those of the router and of the top_k that the token chooses, whether or not they have room for it.
+        """
         attention = self.width * self.head_width * (2 * self.heads + 2 * self.key_heads)
-        return attention + (2 if self.arch == "gpt" else 3) * self.width * self.ffn
+        return (
+            attention + self.width * self.experts + (self.top_k if self.experts else 1) * self._ffn_matrices
+        )
+
+    @property
+    def _ffn_matrices(self) -> int:
+        """Weights of one feed-forward part, or of one expert."""
+        return (2 if self.arch == "gpt" else 3) * self.width * self.ffn
 
     def parameters(self) -> tuple[int, int]:
         """Return the number of parameters: (total, without embedding, learned positions and head)."""
@@ -83,7 +115,8 @@ class ModelConfig(Section):
         if self.arch == "gpt":
             norm, positions = 2 * self.width, self.seq_len * self.width
             biases = self.head_width * (self.heads + 2 * self.key_heads) + 2 * self.width + self.ffn
-        blocks = self.layers * (self.block_matmul_parameters() + biases + 2 * norm) + norm
+        unused = (self.experts - self.top_k) * self._ffn_matrices if self.experts else 0
+        blocks = self.layers * (self.block_matmul_parameters() + unused + biases + 2 * norm) + norm
         embedding = self.vocab_size * self.width * (1 if self.tied_head else 2)
         return blocks + embedding + positions, blocks
 
@@ -185,6 +218,10 @@ class ParallelConfig(Section):
     """Pipeline parallel ranks: each some of the layers."""
     cp: Count = 1
     """Context parallel ranks: each a stretch of every sequence."""
+    ep: Count = 1
+    """Expert parallel ranks: of the data parallel ones so many neighbours each hold a share of the experts."""
+    order: tuple[Axis, ...] = AXES
+    """Axes of the grid of ranks, the slowest first; the last one's neighbours are neighbouring ranks."""
     zero: Literal[0, 1, 2, 3] = 0
     """What data-parallel ranks share instead of copying: 1 moments, 2 also gradients, 3 also weights."""
     microbatch: Count | None = None
@@ -250,8 +287,10 @@ def mathematics(config: LlmConfig) -> dict[str, Any]:
     A microbatch moves sums by a rounding, as a number of ranks does, and the ways to state a length (tokens,
     FLOPs, steps) are one once they are steps: none of these makes another run.
     """
+    idle = set() if config.model.experts else EXPERT_KEYS
     held = config.model_dump(
-        mode="json", exclude={"parallel": True, "train": {"log_every", "checkpoint_every"}}
+        mode="json",
+        exclude={"parallel": True, "train": {"log_every", "checkpoint_every"}, "model": idle},
     )
     length = {"steps": config.steps, "tokens": None, "flops": None}
     return {**held, "train": {**held["train"], **length}}
@@ -289,12 +328,23 @@ def check_ranks(config: LlmConfig, ranks: int) -> None:
         ),
         ("the query heads, model.width / model.head_width", model.heads, parallel.tp, "parallel.tp"),
         ("model.kv_heads", model.key_heads, parallel.tp, "parallel.tp"),
-        ("model.ffn_width", model.ffn, parallel.tp, "parallel.tp"),
+        ("model.ffn_width", model.ffn, 1 if model.experts else parallel.tp, "parallel.tp"),
+        ("model.experts", model.experts, parallel.ep, "parallel.ep"),
         ("model.seq_len", model.seq_len, 2 * parallel.cp if parallel.cp > 1 else 1, "2 parallel.cp"),
         ("model.seq_len / parallel.cp", model.seq_len // parallel.cp, parallel.tp, "parallel.tp"),
     ):
         if value % divisor:
             raise ValueError(f"{what} = {value} is no multiple of {divisor}, which is {by}")
+    layout_of(config, ranks)  # raises what is no layout
+    if parallel.ep > 1 and not model.experts:
+        raise ValueError(f"parallel.ep={parallel.ep}: there are no experts to share; set model.experts")
+    if parallel.ep > 1 and parallel.zero:
+        raise ValueError(f"parallel.ep={parallel.ep} with zero={parallel.zero}: take one of them")
+    if model.experts and model.capacity is not None and parallel.cp * parallel.tp > 1:
+        raise ValueError(
+            f"model.capacity={model.capacity} with parallel.cp x tp = {parallel.cp} x {parallel.tp}: an expert's room "
+            "is counted over whole sequences, which no rank has then; take both as 1, or no capacity"
+        )
     if model.layers < stages:
         raise ValueError(f"model.layers={model.layers}: {stages} pipeline stages need a layer each")
     held = placement(parallel.schedule, parallel.pp, parallel.stages_per_rank)  # raises what it does not take
@@ -315,7 +365,9 @@ def layout_of(config: LlmConfig, ranks: int) -> ParallelLayout:
     """Return the layout of so many ranks; those that tp, pp and cp leave share the batch."""
     parallel = config.parallel
     dp = ranks // (parallel.tp * parallel.pp * parallel.cp)
-    return ParallelLayout(dp=dp, pp=parallel.pp, cp=parallel.cp, tp=parallel.tp)
+    return ParallelLayout(
+        dp, pp=parallel.pp, cp=parallel.cp, tp=parallel.tp, ep=parallel.ep, order=parallel.order
+    )
 
 
 def stage_layers(model: ModelConfig, stages: int) -> list[range]:

@@ -41,12 +41,16 @@ def export_run(run: RunDir, directory: Path) -> list[Path]:
     """Write the weights of a run's last checkpoint into `directory`; return the files.
 
     Raises:
-        ConfigError: not a Llama, no checkpoint, or files are there already.
+        ConfigError: not a Llama, with experts, no checkpoint, or files are there already.
         CheckpointError: every checkpoint is damaged.
     """
     config = read_config(run)
     if config.model.arch != "llama":
         raise ConfigError(f"{run.config}: model.arch={config.model.arch}; only a llama can be exported")
+    if config.model.experts:
+        raise ConfigError(
+            f"{run.config}: model.experts={config.model.experts}; a Llama has none, only a dense model can be exported"
+        )
     weights = read_weights(run)
     dtype = next(iter(weights.values())).dtype.name
     return export_weights(weights, config.model, dtype, directory)

@@ -14,6 +14,9 @@ At the peak a rank holds
 - Transients while a block goes backward: what it kept or is computed again; the stream's gradient that came in; the
   gradients of two values of the feed-forward's inner width; and the gradient of its largest matrix before that
   is added to the others. In the last stage instead, where larger, two more tables as large as the logits.
+- Experts count as if their loads were level (a rank's own grow with the tokens that come to it), and with a capacity
+  as if they were full. Backward holds the gradients of all rows, going in and out, of one expert's two inner values,
+  and of the three stacks of matrices, of which one twice.
 
 Not counted: the MPI library and its buffers, the allocator's gaps, Python, torch itself.
 """
@@ -52,6 +55,7 @@ class Numerics:
         return self.inner < self.weight
 
 
+_INDEX = 8
 NUMERICS = {
     "fp32": Numerics(weight=4, gradient=4, moments=8, stream=4, inner=4),
     "fp64": Numerics(weight=8, gradient=8, moments=16, stream=8, inner=8),
@@ -69,8 +73,9 @@ def footprint(config: LlmConfig, ranks: int, numerics: Numerics | None = None) -
     """
     held = numerics or NUMERICS[config.train.dtype]
     share = Share(config, ranks)
-    layout = {axis: getattr(share.layout, axis) for axis in ("dp", "pp", "cp", "tp")}
-    return Footprint(layout, tuple(_rank(share, held, place) for place in range(share.layout.pp)))
+    return Footprint(
+        share.layout.degrees, tuple(_rank(share, held, place) for place in range(share.layout.pp))
+    )
 
 
 def static_bytes(parameters: int, numerics: Numerics, zero: int, replicas: int, between: bool = False) -> int:
@@ -149,19 +154,43 @@ def _block_bytes(share: Share, numerics: Numerics) -> int:
 
     Per token: two norms; the input of each pair of matrices, gathered over tp, or where matrices cast one copy for
     each matrix it goes into; queries, keys, values, the attended values, twice where they are not laid out as the
-    next matrix wants them, keys and values of the last block as well where they go round a ring; the inner values
-    of the feed-forward part; and a sum for each head.
+    next matrix wants them, keys and values of the last block as well where they go round a ring; a sum for each
+    head; and the inner values of the feed-forward part, or what experts keep.
     """
     model, tp, ring = share.config.model, share.layout.tp, share.layout.cp > 1
     gpt = model.arch == "gpt"
-    inputs = (4 if gpt else 5) if numerics.casts else 2
     query_copies, key_copies = 3 if ring or not gpt else 2, 4 if ring else 2
     heads = (query_copies * model.heads + key_copies * model.key_heads) * model.head_width
-    inner = inputs * model.width + (heads + (2 if gpt else 4) * model.ffn) // tp
+    inner = (3 if numerics.casts else 1) * model.width + heads // tp
     sums = model.heads // tp * max(4, numerics.inner)
-    matrices = sum(math.prod(s) for s in block_shapes(model, tp).values() if len(s) == 2)
+    feed_forward = 0
+    if not model.experts:
+        inner += (2 if numerics.casts and not gpt else 1) * model.width + (2 if gpt else 4) * model.ffn // tp
+    else:
+        feed_forward = _expert_bytes(share, numerics)
+    shapes = block_shapes(model, tp).items()
+    matrices = sum(math.prod(s) for name, s in shapes if len(s) == 2 and "router" not in name)
     cast = _cast_bytes(share, numerics, matrices)
-    return 2 * _norm_bytes(share, numerics) + share.tokens * (inner * numerics.inner + sums) + cast
+    tokens = share.tokens * (inner * numerics.inner + sums)
+    return 2 * _norm_bytes(share, numerics) + tokens + feed_forward + cast
+
+
+def _expert_bytes(share: Share, numerics: Numerics) -> int:
+    """Return what a mixture of experts keeps of one microbatch.
+
+    Per token: the router's input, the scores, and the chosen experts with their weights before they are scaled, and
+    what scales them. Per row (a token at one of its experts): which it is, twice, and with experts elsewhere in
+    which order it came and went, its weight, its input, four inner values, and what is made of it, weighted and not.
+    """
+    model, stream, inner = share.config.model, numerics.stream, numerics.inner
+    scaled = (model.top_k + 1) * stream if model.top_k > 1 else 0
+    a_token = (model.width + model.experts) * stream + scaled + model.top_k * _INDEX
+    inputs = (2 if numerics.casts else 1) * model.width
+    a_row = (inputs + 4 * model.ffn + model.width) * inner + (model.width + 1) * stream
+    a_row += (4 if share.layout.ep > 1 else 2) * _INDEX
+    stacks = 3 * model.experts // share.layout.ep * model.width * model.ffn
+    cast = stacks * inner if numerics.casts else 0
+    return share.tokens // share.layout.tp * a_token + share.expert_rows * a_row + cast
 
 
 def _cast_bytes(share: Share, numerics: Numerics, weights: int) -> int:
@@ -172,14 +201,17 @@ def _cast_bytes(share: Share, numerics: Numerics, weights: int) -> int:
 def _transient_bytes(share: Share, numerics: Numerics, place: int, shapes: Shapes) -> int:
     """Return what a rank holds for a moment only, at most; each term is named in this module's text."""
     model, tp, zero = share.config.model, share.layout.tp, share.config.parallel.zero
-    block = block_shapes(model, tp)
-    largest = max(map(math.prod, block.values())) * numerics.gradient
+    block = block_shapes(model, tp, share.layout.ep)
+    largest = max(map(math.prod, block.values())) * numerics.gradient * (4 if model.experts else 1)
     if (
         zero >= 2 and share.replicas > 1
     ):  # a block's gradients are whole until they are reduced, its weights while used
         largest += elements(block) * (numerics.gradient + (2 * numerics.weight if zero == 3 else 0))
     recomputed = _block_bytes(share, numerics) if share.config.parallel.recompute == "full" else 0
-    gradients = _stream_bytes(share, numerics) + 2 * share.tokens * model.ffn // tp * numerics.inner
+    inner = share.tokens * model.ffn // tp
+    if model.experts:
+        inner = share.expert_rows * model.width + share.expert_rows // model.experts * model.ffn
+    gradients = _stream_bytes(share, numerics) + 2 * inner * numerics.inner
     backward = recomputed + gradients + largest
     if share.last_stage not in share.placement[place]:
         return backward

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workflows.llm.config import ModelConfig
+from workflows.llm.moe import MixtureOfExperts
 
 Recompute = Literal["none", "full"]
 Norm = nn.RMSNorm | nn.LayerNorm
@@ -113,6 +114,13 @@ def make_norm(config: ModelConfig) -> Norm:
     return kind(config.width, eps=config.norm_eps)
 
 
+def make_feed_forward(config: ModelConfig) -> FeedForward | MixtureOfExperts:
+    """Return the feed-forward part of a block, or the experts in its place."""
+    if not config.experts:
+        return FeedForward(config)
+    return MixtureOfExperts(config.width, config.ffn, config.experts, config.top_k, config.capacity)
+
+
 class Block(nn.Module):
     """Attention and feed-forward, each on the normed stream and added to it."""
 
@@ -121,7 +129,7 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config)
         self.attention = Attention(config)
         self.ffn_norm = make_norm(config)
-        self.ffn = FeedForward(config)
+        self.ffn = make_feed_forward(config)
 
     def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
         """Return the residual stream after this block, (B, L, D)."""
@@ -200,13 +208,22 @@ def initialise(model: Transformer, seed: int) -> None:
             weight.zero_()
         elif weight.ndim == 1:
             weight.fill_(len(weight) ** -0.5 if name == "norm.weight" else 1.0)
-        elif name.endswith(("wo.weight", "down.weight")):
+        elif name.endswith(("wo.weight", "down.weight", "experts.down")):
             weight.zero_()
         else:
-            own_seed = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8])
-            generator = torch.Generator().manual_seed(own_seed)
-            drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-            weight.copy_(drawn / math.sqrt(weight.shape[1]))
+            for own_name, matrix in _matrices(name, weight):
+                own_seed = int.from_bytes(hashlib.sha256(f"{seed} {own_name}".encode()).digest()[:8])
+                generator = torch.Generator().manual_seed(own_seed)
+                drawn = torch.randn(matrix.shape, generator=generator, dtype=torch.float64)
+                matrix.copy_(drawn / math.sqrt(matrix.shape[1]))
+
+
+def _matrices(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield a parameter's matrices and a name for each: stacked ones, of experts, have one of their own."""
+    if weight.ndim == 2:
+        yield name, weight
+    else:
+        yield from ((f"{name}.{expert}", matrix) for expert, matrix in enumerate(weight))
 
 
 def loss(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:

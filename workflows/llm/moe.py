@@ -61,9 +61,9 @@ class MixtureOfExperts(nn.Module):
     bias: Tensor
     """Added to an expert's score for the choice, (X,)."""
     counts: Tensor
-    """Tokens that chose each expert in training since the last `update_bias`, dropped ones included, (X,)."""
+    """Tokens that chose each expert in training since `take_loads`, dropped ones included, (X,)."""
     dropped: Tensor
-    """Pairs of a token and an expert that were over capacity in training, since the start, ()."""
+    """Pairs of a token and an expert that were over capacity in training since then, ()."""
 
     def __init__(
         self, width: int, ffn_width: int, experts: int, top_k: int, capacity_factor: float | None = None
@@ -82,14 +82,15 @@ class MixtureOfExperts(nn.Module):
         self.register_buffer("dropped", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Return (B, L, D), without the residual stream.
+        """Return (B, L, D), without the residual stream. Without a capacity tokens may come flat as well, (T, D).
 
         Cost: with experts on P ranks, all-to-alls of X counts and of the rows there and back; in the backward
         pass of the rows there and back again. Of T top_k rows of D elements, (P-1)/P leave the rank.
         """
-        x_TD = x_BLD.flatten(0, 1)
+        x_TD = x_BLD.flatten(0, -2)
         chosen_TK, weight_TK = self.route(x_TD)
-        row_R, counts = self._sorted_by_expert(chosen_TK.view(len(x_BLD), -1))
+        sequences = 1 if self.capacity_factor is None else len(x_BLD)
+        row_R, counts = self._sorted_by_expert(chosen_TK.view(sequences, -1), _first_time())
         token_R = row_R // self.top_k
         # Indexing would add up the gradients of a token's rows in any order, this adds them in one.
         made_RD = self._make(x_TD.index_select(0, token_R), counts)
@@ -100,7 +101,8 @@ class MixtureOfExperts(nn.Module):
     def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Return each token's experts and their weights, both (T, K)."""
         wide = torch.promote_types(x_TD.dtype, torch.float32)
-        score_TX = F.linear(x_TD.to(wide), self.router.weight.to(wide)).softmax(-1)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            score_TX = F.linear(x_TD.to(wide), self.router.weight.to(wide)).softmax(-1)
         chosen_TK = (score_TX.detach() + self.bias).topk(self.top_k, -1).indices
         weight_TK = score_TX.gather(-1, chosen_TK)
         return chosen_TK, weight_TK if self.top_k == 1 else weight_TK / weight_TK.sum(-1, keepdim=True)
@@ -109,28 +111,33 @@ class MixtureOfExperts(nn.Module):
     def update_bias(self, counts_X: Tensor, rate: float) -> None:
         """Move the bias of each expert by `rate`, up if it got less than the mean of `counts_X`, down if more.
 
-        The caller sums `self.counts` over all ranks that see other tokens, and passes the sum; after that
-        `self.counts` starts from nothing.
+        The caller sums the counts over all ranks that see other tokens, and passes the sum.
         """
         load_X = counts_X.to(torch.float64)
         self.bias += rate * torch.sign(load_X.mean() - load_X).to(self.bias.dtype)
+
+    def take_loads(self) -> Tensor:
+        """Return `counts` and `dropped`, (X + 1,), which start from nothing again."""
+        taken = torch.cat((self.counts, self.dropped.unsqueeze(0)))
         self.counts.zero_()
+        self.dropped.zero_()
+        return taken
 
     @torch.no_grad()
-    def _sorted_by_expert(self, chosen_BR: Tensor) -> tuple[Tensor, Tensor]:
+    def _sorted_by_expert(self, chosen_BR: Tensor, count: bool) -> tuple[Tensor, Tensor]:
         """Return the rows that are within capacity, by expert, sequence and position, and their number (X,)."""
         (batch, rows), experts = chosen_BR.shape, self.router.out_features
         queue_BR = chosen_BR * batch + torch.arange(batch, device=chosen_BR.device).unsqueeze(-1)
         queue_R, row_R = queue_BR.flatten().sort(stable=True)
         waiting_XB = torch.bincount(queue_R, minlength=experts * batch).view(experts, batch)
-        if self.training:
+        if count:
             self.counts += waiting_XB.sum(1)
         if self.capacity_factor is None:
             return row_R, waiting_XB.sum(1)
         capacity = math.ceil(self.capacity_factor * rows / experts)
         first_R = (waiting_XB.flatten().cumsum(0) - waiting_XB.flatten())[queue_R]
         within_R = torch.arange(len(row_R), device=row_R.device) - first_R < capacity
-        if self.training:
+        if count:
             self.dropped += len(row_R) - within_R.sum()
         return row_R[within_R], waiting_XB.clamp(max=capacity).sum(1)
 
@@ -150,6 +157,11 @@ class MixtureOfExperts(nn.Module):
         made_RD = self.experts(come_RD[order_R], received.sum(0).tolist())
         back_RD = made_RD[order_R.argsort()]
         return Exchange.apply(back_RD, *reversed(splits), self.group)  # type: ignore[no-untyped-call]
+
+
+def _first_time() -> bool:
+    """Return whether this is the forward pass of training, and not a second one that backward asks for."""
+    return torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1
 
 
 class Exchange(torch.autograd.Function):

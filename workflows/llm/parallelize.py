@@ -23,6 +23,7 @@ from mpi_ops.ring_attention import ring_attention, zigzag
 from mpi_ops.schedule import Action, placement, schedule
 from mpi_ops.vocabulary import cross_entropy
 from workflows.llm.config import LlmConfig, stage_layers
+from workflows.llm.expert_parallel import ExpertParallel
 from workflows.llm.model import Transformer, loss
 from workflows.llm.tensor_parallel import infer_rules, split
 
@@ -71,10 +72,11 @@ class ParallelModel:
         self._put_off = WeightGradients() if splits_backward else None
         layers = stage_layers(config.model, layout.pp * parallel.stages_per_rank)
         self.stages = {stage: self._stage(layers[stage]) for stage in self._placement[self.mesh.place("pp")]}
-        whole_shapes = {name: tuple(p.shape) for name, p in self._find().items()}
+        whole_shapes = _shapes(self._find())
         self._splits: dict[str, tuple[int, int]] = {}
         for model in self.stages.values():
             self._splits |= self._split(model)
+        self.experts = ExpertParallel(config.model, self.stages.values(), self.mesh)
         shared = self._tie_ends()
         self._sharded = bool(parallel.zero) and self.mesh.data is not None
         rows: dict[str, int] = {}
@@ -83,11 +85,11 @@ class ParallelModel:
 
             rows = shard(self.stages.values(), self.mesh.data, parallel.zero)  # type: ignore[arg-type]
         else:
-            self._buckets = GradientBuckets(self._find(), self.mesh.data, layout.dp * layout.cp, shared)
+            self._buckets = self._make_buckets(shared)
         self._named = self._find()  # walking through the modules is too slow for every step
         self.boxes = {
             name: self._box(name, shape, self._splits.get(name), rows.get(name))
-            for name, shape in whole_shapes.items()
+            for name, shape in (whole_shapes | _shapes(self.experts.biases())).items()
         }
 
     @property
@@ -99,6 +101,10 @@ class ParallelModel:
         """Return the memory of this rank's part of each parameter, by the parameter's name in the whole model."""
         return {name: _local(p.detach()) for name, p in self._named.items()}
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the memory of what a step changes besides the parameters, whole, by its name in the whole model."""
+        return self.experts.biases()
+
     def gradients(self) -> dict[str, Tensor]:
         """Return the gradient of each part, after `backward`.
 
@@ -108,7 +114,7 @@ class ParallelModel:
         missing = (
             [name for name, p in self._named.items() if p.grad is None]
             if self._sharded
-            else self._buckets.missing()
+            else [name for buckets in self._buckets for name in buckets.missing()]
         )
         if missing:
             raise MissingGradientError(f"no gradient for {', '.join(missing)}")
@@ -119,12 +125,13 @@ class ParallelModel:
         gradient's norm, both the same on every rank. Gradients are then those of the mean, on every rank.
 
         Cost: what pipeline, tensor and context parallelism say, one reduction of the gradients over the ranks with
-        the same weights, and one all-reduce of two numbers over all ranks.
+        the same weights, and one all-reduce over all ranks of two numbers and the loads of all experts.
         """
         self._forget()
         losses = self._run(self._schedule, tokens_BL, targets_BL, self._micro)
         if not self._sharded:
-            self._buckets.reduce()
+            for buckets in self._buckets:
+                buckets.reduce()
         elif self.config.parallel.zero == 1:
             from workflows.llm.zero import reduce_shards
 
@@ -136,9 +143,10 @@ class ParallelModel:
         squares = (norms.square() / copies).sum()
         replicas = self.layout.dp * self.layout.cp * self.layout.tp
         mean = torch.stack([*losses.values(), torch.zeros(())]).double().sum() * self._micro / self._share
-        totals = torch.stack((mean / replicas, squares))
+        totals = torch.cat((torch.stack((mean / replicas, squares)), self.experts.take_loads()))
         if dist.get_world_size() > 1:
             dist.all_reduce(totals)
+        self.experts.spread(totals[2:])
         return totals[0].item(), math.sqrt(totals[1].item())
 
     @torch.no_grad()
@@ -153,6 +161,22 @@ class ParallelModel:
         return (
             sum(each.item() for each in losses.values()) * tokens_BL.numel() / self.layout.cp / self.layout.tp
         )
+
+    def _make_buckets(self, uses: Mapping[str, int]) -> list[GradientBuckets]:
+        """Return the buckets of all gradients, those of experts apart where others of the data ranks hold them.
+
+        Of the W = dp x cp losses of a step, an expert that is shared over ep ranks has the gradients of ep losses
+        added up, so a sum over its W / ep copies and a division by W makes it that of the mean, as for all others.
+        """
+        held, ranks = self._find(), self.layout.dp * self.layout.cp
+        if self.mesh.ep is None:
+            return [GradientBuckets(held, self.mesh.data, ranks, uses)]
+        experts = {name: p for name, p in held.items() if name in self.experts.names}
+        others = {name: p for name, p in held.items() if name not in experts}
+        return [
+            GradientBuckets(others, self.mesh.data, ranks, uses),
+            GradientBuckets(experts, self.mesh.experts, ranks),
+        ]
 
     def _find(self) -> dict[str, nn.Parameter]:
         return {name: p for model in self.stages.values() for name, p in model.named_parameters()}
@@ -206,8 +230,11 @@ class ParallelModel:
         if first_row is not None:
             offset[0] += first_row
             alike = [axis for axis in alike if axis == "tp"]
-        copies = math.prod(self.layout.shape[AXES.index(axis)] for axis in alike)
-        first_copy = all(self.mesh.place(axis) == 0 for axis in alike)
+        ep = self.layout.ep if name in self.experts.names else 1
+        if ep > 1:
+            offset[0] = self.mesh.expert_place * (shape[0] // ep)
+        copies = math.prod(self.layout.shape[AXES.index(axis)] for axis in alike) // ep
+        first_copy = all(self.mesh.place(axis) < (ep if axis == "dp" else 1) for axis in alike)
         if name == TIED and self._has_two_ends():
             copies, first_copy = copies * 2, first_copy and 0 in self.stages
         return Box(shape, tuple(offset), copies, first_copy)
@@ -226,7 +253,8 @@ class ParallelModel:
             for parameter in self._named.values():
                 parameter.grad = None
         else:
-            self._buckets.clear(self._share // self._micro)
+            for buckets in self._buckets:
+                buckets.clear(self._share // self._micro)
 
     def _run(
         self, actions: Sequence[Sequence[Action]], tokens_BL: Tensor, targets_BL: Tensor, micro: int
@@ -277,6 +305,10 @@ class ParallelModel:
 
 def _linear(put_off: WeightGradients, module: nn.Linear, x: Tensor) -> Tensor:
     return put_off.linear(x, module.weight, module.bias)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _local(tensor: Tensor) -> Tensor:

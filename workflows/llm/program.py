@@ -17,7 +17,6 @@ import torch
 
 from analysis.store.schema import StreamSpec
 from launch.metrics import Metrics
-from mpi_ops.layout import AXES
 from mpi_ops.process_group import destroy_process_group, init_process_group
 from slurm.strict_yaml import load
 from workflows.config import parse
@@ -161,6 +160,7 @@ def step(run: Training) -> tuple[float, float, float]:
     optimizer.clip(gradients.values(), grad_norm, config.optimizer.grad_clip)
     lr = optimizer.learning_rate(run.step, config.steps, config.peak_lr, config.optimizer)
     run.optimizer.step(lr, gradients)
+    run.model.experts.balance()
     return train_loss, grad_norm, lr
 
 
@@ -192,9 +192,8 @@ def evaluation_steps(config: LlmConfig) -> set[int]:
 
 def save(run: Training) -> None:
     """Commit a checkpoint: weights, moments, random state; the data's cursor is the step itself."""
-    arrays = optimizer.state(run.model.parameters(), run.optimizer)
     pieces = []
-    for key, array in arrays.items():
+    for key, array in _parts(run.model, run.optimizer).items():
         box = run.model.boxes[key.partition("/")[2]]
         if box.first_copy:
             pieces.append(checkpoint.Piece(key, array, box.shape, box.offset))
@@ -213,7 +212,7 @@ def wanted(model: ParallelModel, adamw: optimizer.AdamW) -> dict[str, checkpoint
     """Return what this rank needs of a checkpoint."""
     parts = {
         key: checkpoint.Wanted(box.shape, box.offset, array.shape, array.dtype)
-        for key, array in optimizer.state(model.parameters(), adamw).items()
+        for key, array in _parts(model, adamw).items()
         for box in [model.boxes[key.partition("/")[2]]]
     }
     common = {
@@ -221,6 +220,12 @@ def wanted(model: ParallelModel, adamw: optimizer.AdamW) -> dict[str, checkpoint
         for key, array in _common(adamw).items()
     }
     return {**parts, **common}
+
+
+def _parts(model: ParallelModel, adamw: optimizer.AdamW) -> dict[str, np.ndarray]:
+    """Return the state that the model's boxes place, as views, by `KIND/NAME`."""
+    more = {f"state/{name}": tensor.numpy() for name, tensor in model.state().items()}
+    return {**optimizer.state(model.parameters(), adamw), **more}
 
 
 def _common(adamw: optimizer.AdamW) -> dict[str, np.ndarray]:
@@ -236,7 +241,7 @@ def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
             f"{saved.meta['text_sha256'][:12]}, data.source now holds {run.tokens_file.text_sha256[:12]}; "
             "bring the text back, or remove this run's directory to start it anew"
         )
-    for key, array in optimizer.state(run.model.parameters(), run.optimizer).items():
+    for key, array in _parts(run.model, run.optimizer).items():
         array[...] = saved.arrays[key]
     run.optimizer.count.fill_(float(saved.arrays["optimizer/count"]))
     torch.set_rng_state(torch.tensor(saved.arrays["rng/torch"]))
@@ -260,7 +265,7 @@ def _meta(
         "attempt": job.attempt,
         "restore_step": restore_step,
         "world_size": job.world_size,
-        "layout": json.dumps(dict(zip(AXES, layout_of(config, job.world_size).shape, strict=True))),
+        "layout": json.dumps(layout_of(config, job.world_size).degrees),
         "config": json.dumps(config.model_dump(mode="json")),
         "flops_convention": size(config).flops_convention,
         "text_sha256": tokens.text_sha256,

@@ -8,17 +8,17 @@ from functools import cached_property, lru_cache
 
 from mpi_ops.layout import ParallelLayout
 from mpi_ops.schedule import Action, placement, schedule
-from workflows.llm.config import LlmConfig, ModelConfig, stage_layers
+from workflows.llm.config import LlmConfig, ModelConfig, layout_of, stage_layers
 
 Shapes = dict[str, tuple[int, ...]]
 """Parameter name -> shape, in the order of the model."""
 
 
-def block_shapes(model: ModelConfig, tp: int) -> Shapes:
-    """Return the shapes of one block's parameters on each of `tp` ranks.
+def block_shapes(model: ModelConfig, tp: int, ep: int = 1) -> Shapes:
+    """Return the shapes of one block's parameters on each of `tp` ranks that hold one of `ep` shares of the experts.
 
     The first matrices of a pair are split by outputs and so are their biases; the last ones are split by inputs,
-    their biases and all norms are whole.
+    their biases and all norms are whole. Experts are whole, and so is their router.
     """
     width, ffn, biases = model.width, model.ffn // tp, model.arch == "gpt"
     heads, key_heads = (n * model.head_width // tp for n in (model.heads, model.key_heads))
@@ -33,13 +33,32 @@ def block_shapes(model: ModelConfig, tp: int) -> Shapes:
         **linear("attention.wv", key_heads, width),
         **linear("attention.wo", width, heads),
         **_norm(model, "ffn_norm"),
-        **({} if biases else linear("ffn.gate", ffn, width)),
-        **linear("ffn.up", ffn, width),
-        **linear("ffn.down", width, ffn),
+        **(
+            _expert_shapes(model, ep)
+            if model.experts
+            else {
+                **({} if biases else linear("ffn.gate", ffn, width)),
+                **linear("ffn.up", ffn, width),
+                **linear("ffn.down", width, ffn),
+            }
+        ),
     }
 
 
-def stage_shapes(model: ModelConfig, layers: range, tp: int) -> Shapes:
+def _expert_shapes(model: ModelConfig, ep: int) -> Shapes:
+    inner, outer = (
+        (model.experts // ep, model.ffn, model.width),
+        (model.experts // ep, model.width, model.ffn),
+    )
+    return {
+        "ffn.router.weight": (model.experts, model.width),
+        "ffn.experts.gate": inner,
+        "ffn.experts.up": inner,
+        "ffn.experts.down": outer,
+    }
+
+
+def stage_shapes(model: ModelConfig, layers: range, tp: int, ep: int = 1) -> Shapes:
     """Return the shapes of a stage's parameters on the first of `tp` ranks, which has most of the vocabulary."""
     vocabulary = (-(-model.vocab_size // tp), model.width)
     first, last = layers.start == 0, layers.stop == model.layers
@@ -48,7 +67,7 @@ def stage_shapes(model: ModelConfig, layers: range, tp: int) -> Shapes:
         shapes["embedding.weight"] = vocabulary
     if first and model.arch == "gpt":
         shapes["positions.weight"] = (model.seq_len, model.width)
-    block = block_shapes(model, tp)
+    block = block_shapes(model, tp, ep)
     for layer in layers:
         shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
     if last:
@@ -78,9 +97,7 @@ class Share:
     @cached_property
     def layout(self) -> ParallelLayout:
         """Degrees of all axes."""
-        parallel = self.config.parallel
-        dp = self.ranks // (parallel.tp * parallel.pp * parallel.cp)
-        return ParallelLayout(dp, parallel.pp, parallel.cp, parallel.tp)
+        return layout_of(self.config, self.ranks)
 
     @property
     def replicas(self) -> int:
@@ -101,6 +118,16 @@ class Share:
     def tokens(self) -> int:
         """Tokens of a microbatch on each cp rank; tp ranks see all of them."""
         return self.microbatch * self.config.model.seq_len // self.layout.cp
+
+    @property
+    def expert_rows(self) -> int:
+        """Pairs of a token of a microbatch and one of its experts: what a rank sends, and gets if loads are level."""
+        model = self.config.model
+        chosen = self.tokens // self.layout.tp * model.top_k
+        if model.capacity is None:
+            return chosen
+        room = math.ceil(model.capacity * model.seq_len * model.top_k / model.experts)
+        return min(chosen, self.microbatch * model.experts * room)
 
     @cached_property
     def layers(self) -> list[range]:
@@ -127,7 +154,7 @@ class Share:
         """Return the parameters of a pipeline rank; where it holds both ends, tied weights are there once."""
         held: Shapes = {}
         for stage in self.placement[place]:
-            held |= stage_shapes(self.config.model, self.layers[stage], self.layout.tp)
+            held |= stage_shapes(self.config.model, self.layers[stage], self.layout.tp, self.layout.ep)
         return held
 
     @property

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 from mpi_ops.schedule import Action
+from workflows.llm.config import ModelConfig
 from workflows.llm.share import Shapes, Share, elements, stage_shapes
 from workflows.workflow import Traffic
 
@@ -17,7 +18,8 @@ def traffic(share: Share, place: int, gradient: int, stream: int, inner: int) ->
     """Return what a rank at a place of the pipeline sends in a step, by axis; an axis of one rank is left out.
 
     `gradient`, `stream` and `inner` are the bytes of a number in a gradient, in the residual stream, and in what
-    matrices take and give. `data` is dp x cp: the ranks with the same weights.
+    matrices take and give. `data` is dp x cp: the ranks with the same weights, `experts` those of them with the same
+    experts. What goes over `ep` is that of level loads.
     """
     layout, shapes = share.layout, share.shapes(place)
     found = {
@@ -25,8 +27,10 @@ def traffic(share: Share, place: int, gradient: int, stream: int, inner: int) ->
         "cp": _context(share, place, inner) if layout.cp > 1 else None,
         "pp": _pipeline(share, place, stream) if layout.pp > 1 else None,
         "ends": _ends(share, place, shapes, gradient),
+        "ep": _experts(share, place, stream, inner) if layout.ep > 1 else None,
+        "experts": _copies(shapes, gradient) if share.replicas > layout.ep > 1 else None,
         "data": _data(share, place, shapes, gradient) if share.replicas > 1 else None,
-        "all": Traffic(1, 16) if share.ranks > 1 else None,
+        "all": Traffic(1, 16 + _loads(share.config.model)) if share.ranks > 1 else None,
     }
     return {axis: sent for axis, sent in found.items() if sent is not None}
 
@@ -43,10 +47,12 @@ def _tensor(share: Share, place: int, shapes: Shapes, gradient: int, stream: int
     gather, reduce = whole // tp, whole
     again = share.config.parallel.recompute == "full"
     layers = sum(len(share.layers[stage]) for stage in share.placement[place])
-    block = Traffic(
-        8 + 3 * again, 2 * (gather * stream + reduce * inner) + 2 * (gather * inner + reduce * stream)
-    )
-    block += Traffic(0, again * (2 * gather * stream + reduce * inner))
+    forward = Traffic(2, gather * stream + reduce * inner)
+    backward = Traffic(2, gather * inner + reduce * stream)
+    block = forward + backward
+    if not model.experts:  # whose tokens stay where they are
+        block = block.times(2) + (Traffic(1, gather * stream) if again else Traffic(0, 0))
+    block += forward if again else Traffic(0, 0)
     step = block.times(layers * times)
     if 0 in share.placement[place]:
         step += Traffic(2, (reduce + gather) * stream).times(times)
@@ -56,8 +62,33 @@ def _tensor(share: Share, place: int, shapes: Shapes, gradient: int, stream: int
 
 
 def _is_split(name: str) -> bool:
-    whole = ("norm.weight", "norm.bias", "positions.weight", "wo.bias", "down.bias")
-    return not name.endswith(whole)
+    whole = ("norm.weight", "norm.bias", "positions.weight", "wo.bias", "down.bias", "router.weight")
+    return not name.endswith(whole) and not _is_expert(name)
+
+
+def _is_expert(name: str) -> bool:
+    return ".experts." in name
+
+
+def _experts(share: Share, place: int, stream: int, inner: int) -> Traffic:
+    """For each layer how many rows go to each expert, the rows there and back, and their gradients there and back."""
+    model, times = share.config.model, share.microbatches
+    layers = sum(len(share.layers[stage]) for stage in share.placement[place])
+    rows = Traffic(2, share.expert_rows * model.width * (stream + inner))
+    forward = rows + Traffic(1, 8 * model.experts)
+    again = forward if share.config.parallel.recompute == "full" else Traffic(0, 0)
+    return (forward + again + rows).times(layers * times)
+
+
+def _copies(shapes: Shapes, gradient: int) -> Traffic:
+    """One all-reduce of the experts' gradients in buckets."""
+    experts = {name: shape for name, shape in shapes.items() if _is_expert(name)}
+    return Traffic(_buckets(experts, gradient), elements(experts) * gradient)
+
+
+def _loads(model: ModelConfig) -> int:
+    """Return the bytes that say how many tokens each expert of each layer got, and how many found no room."""
+    return 8 * model.layers * (model.experts + 1) if model.experts else 0
 
 
 def _context(share: Share, place: int, inner: int) -> Traffic:
@@ -93,6 +124,8 @@ def _ends(share: Share, place: int, shapes: Shapes, gradient: int) -> Traffic | 
 
 def _data(share: Share, place: int, shapes: Shapes, gradient: int) -> Traffic:
     """One all-reduce of the gradients in buckets; with ZeRO one message for each block and one for the rest."""
+    if share.layout.ep > 1:
+        shapes = {name: shape for name, shape in shapes.items() if not _is_expert(name)}
     if share.config.parallel.zero == 0:
         return Traffic(_buckets(shapes, gradient), elements(shapes) * gradient)
     sent = Traffic(0, 0)

@@ -109,6 +109,10 @@ def parallel_steps(config: LlmConfig, weights: Arrays) -> Arrays:
         found |= {f"gradient {step} {name}": whole for name, whole in gathered(model, gradients).items()}
         clip(gradients.values(), norm, config.optimizer.grad_clip)
         optimizer.step(LR, gradients)
+        model.experts.balance()
+        found |= {f"load {step} {layer}": load.numpy() for layer, load in enumerate(model.experts.loads)}
+        found[f"dropped {step}"] = np.array(model.experts.dropped.sum())
+    found |= {f"bias {name}": whole for name, whole in gathered(model, model.state()).items()}
     return found | {f"weight {name}": whole for name, whole in gathered(model, model.parameters()).items()}
 
 
@@ -125,6 +129,7 @@ def plain_steps(config: LlmConfig, weights: Arrays) -> Arrays:
         {"params": [p for p in named.values() if p.ndim == 1], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=LR, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)
+    mixtures = [block.ffn for block in model.blocks.values()] if config.model.experts else []
     found: Arrays = {}
     for step in range(STEPS):
         tokens, targets = batch(step, config)
@@ -135,6 +140,14 @@ def plain_steps(config: LlmConfig, weights: Arrays) -> Arrays:
         found |= {f"gradient {step} {name}": p.grad.numpy().copy() for name, p in named.items()}
         found[f"norm {step}"] = torch.nn.utils.clip_grad_norm_(named.values(), chosen.grad_clip).numpy()
         adamw.step()
+        found[f"dropped {step}"] = np.zeros(())
+        for layer, mixture in enumerate(mixtures):
+            *load, dropped = mixture.take_loads().tolist()
+            mixture.update_bias(torch.tensor(load), config.model.bias_rate)
+            found[f"load {step} {layer}"] = np.array(load)
+            found[f"dropped {step}"] += dropped
+    for layer, mixture in enumerate(mixtures):
+        found[f"bias blocks.{layer}.ffn.bias"] = mixture.bias.numpy()
     return found | {f"weight {name}": p.detach().numpy().copy() for name, p in named.items()}
 
 

@@ -21,7 +21,7 @@ MODELS = [
         [(16, None), (32, 1), (64, 2), (48, 3)],
         [1, 3],
         [True, False],
-        [{}, {"ffn_width": 40, "vocab_size": 300, "head_width": 8}],
+        [{}, {"ffn_width": 40, "vocab_size": 300, "head_width": 8}, {"experts": 5, "ffn_width": 8}],
     )
 ]
 
@@ -32,7 +32,8 @@ def config(**sections) -> LlmConfig:
 
 
 def name(model: ModelConfig) -> str:
-    return f"w{model.width}-l{model.layers}-k{model.key_heads}of{model.heads}-f{model.ffn}-tied{model.tied_head:d}"
+    feed_forward = f"f{model.ffn}-x{model.experts}"
+    return f"w{model.width}-l{model.layers}-k{model.key_heads}of{model.heads}-{feed_forward}-tied{model.tied_head:d}"
 
 
 @pytest.mark.parametrize("model", MODELS, ids=name)
@@ -98,6 +99,9 @@ def test_three_ways_to_say_one_length_are_one_run():
     [
         ({"parallel": {"backend": "gloo"}}, True),
         ({"parallel": {"microbatch": 2, "tp": 2, "pp": 2, "zero": 1, "recompute": "full"}}, True),
+        ({"parallel": {"ep": 2, "order": ["tp", "dp", "pp", "cp"]}}, True),
+        ({"model": {"top_k": 1, "capacity": 1.5, "bias_rate": 0}}, True),
+        ({"model": {"experts": 4}}, False),
         ({"train": {"steps": 1, "log_every": 3, "checkpoint_every": 3}}, True),
         ({"train": {"steps": 2}}, False),
         ({"train": {"steps": 1, "seed": 1}}, False),
@@ -126,6 +130,14 @@ BAD = [
     ({"model": {"width": 0}}, "model.width: holds 0, allowed is greater than or equal to 1"),
     ({"model": {"arch": "gpt5"}}, "model.arch: holds \"gpt5\", allowed is 'llama' or 'gpt'"),
     ({"model": {"vocab_size": 100}}, " model.vocab_size=100: the byte tokenizer needs 256"),
+    ({"model": {"experts": 3, "top_k": 4}}, "model: model.top_k=4: 1 to the 3 of model.experts"),
+    ({"model": {"experts": 3, "arch": "gpt"}}, "model: model.experts=3 with model.arch=gpt: experts are a"),
+    ({"model": {"experts": -1}}, "model.experts: holds -1, allowed is greater than or equal to 0"),
+    ({"model": {"capacity": 0}}, "model.capacity: holds 0, allowed is greater than 0"),
+    (
+        {"parallel": {"order": ["dp", "ep"]}},
+        "parallel.order.1: holds \"ep\", allowed is 'dp', 'pp', 'cp' or 'tp'",
+    ),
     ({"model": {"rope_theta": 0}}, "model.rope_theta: holds 0, allowed is greater than 0"),
     ({"data": {"validation_fraction": 0}}, "data.validation_fraction: holds 0, allowed is greater than 0"),
     ({"data": {"validation_fraction": 1}}, "data.validation_fraction: holds 1, allowed is less than 1"),
@@ -198,6 +210,28 @@ def test_ranks_share_the_batch_in_whole_microbatches_or_are_refused(ranks, micro
         ({}, {"pp": 2, "schedule": "zbv"}, 2, "stages_per_rank=1: schedule zbv takes exactly 2"),
         ({}, {"pp": 2, "schedule": "zero_bubble", "zero": 2}, 4, "parallel.zero=2 with schedule zero_bubble"),
         ({"layers": 4}, {"pp": 2, "schedule": "zbv", "stages_per_rank": 2, "zero": 1}, 4, "tied"),
+        ({"experts": 4}, {"ep": 4}, 2, "parallel.ep=4 does not divide the 2 data-parallel ranks"),
+        ({"experts": 3}, {"ep": 2}, 2, "model.experts = 3 is no multiple of 2, which is parallel.ep"),
+        ({}, {"ep": 2}, 2, "parallel.ep=2: there are no experts to share; set model.experts"),
+        ({"experts": 4}, {"ep": 2, "zero": 1}, 2, "parallel.ep=2 with zero=1: take one of them"),
+        (
+            {"experts": 4, "capacity": 1.5},
+            {"cp": 2},
+            2,
+            "model.capacity=1.5 with parallel.cp x tp = 2 x 1: an",
+        ),
+        (
+            {"experts": 4, "capacity": 1.5},
+            {"tp": 2},
+            2,
+            "model.capacity=1.5 with parallel.cp x tp = 1 x 2: an",
+        ),
+        (
+            {},
+            {"order": ["dp", "pp", "cp", "cp"]},
+            1,
+            "parallel.order=[dp, pp, cp, cp]: each of dp, pp, cp, tp once, the slowest first",
+        ),
     ],
 )
 def test_a_layout_that_the_model_cannot_have_is_refused(model, parallel, ranks, sentence):

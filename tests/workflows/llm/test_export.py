@@ -182,9 +182,10 @@ def test_the_command_writes_both_files_and_names_them(saved, tmp_path, isoflop):
     assert f"{WEIGHTS_FILE}: is there already; give another --out" in again.stderr
 
 
-@pytest.mark.parametrize("what", ["gpt", "format", "nothing", "unknown"])
+@pytest.mark.parametrize("what", ["gpt", "experts", "format", "nothing", "unknown"])
 def test_what_cannot_be_exported_is_said_and_nothing_written(saved, tmp_path, isoflop, what):
-    run, _ = saved(**({"arch": "gpt"} if what == "gpt" else {}))
+    models = {"gpt": {"arch": "gpt"}, "experts": {"experts": 4}}
+    run, _ = saved(**models.get(what, {}))
     if what == "nothing":
         run.checkpoints.rename(tmp_path / "elsewhere")
     wanted = "onnx" if what == "format" else "safetensors"
@@ -192,6 +193,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_written(saved, tmp_path, is
     done = isoflop("export", name, "--format", wanted, "--out", tmp_path / "out")
     sentences = {
         "gpt": "run.yaml: model.arch=gpt; only a llama can be exported",
+        "experts": "run.yaml: model.experts=4; a Llama has none, only a dense model can be exported",
         "format": "export: --format onnx; there is safetensors",
         "nothing": "checkpoints: holds no checkpoint yet",
         "unknown": "export: no run 'no-such-run' in runs/*/",

@@ -29,6 +29,7 @@ MODEL = {
     "vocab_size": 257,
 }
 GPT = {"arch": "gpt", "tied_head": False}
+EXPERTS = {"experts": 4, "ffn_width": 8}
 FRONTIER = sorted((ROOT / "studies").glob("frontier_*.yaml"))
 
 
@@ -49,7 +50,7 @@ def on_the_card() -> LlmConfig:
 
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("stages", [1, 3])
-@pytest.mark.parametrize("model", [{}, {"tied_head": False}, {"arch": "gpt"}, GPT], ids=str)
+@pytest.mark.parametrize("model", [{}, {"tied_head": False}, {"arch": "gpt"}, GPT, EXPERTS], ids=str)
 def test_parameters_are_those_of_the_split_model_name_by_name(model, stages, tp):
     chosen = ModelConfig(**{**MODEL, **model})
     for layers in stage_layers(chosen, stages):
@@ -63,14 +64,16 @@ def test_parameters_are_those_of_the_split_model_name_by_name(model, stages, tp)
 
 
 def test_one_rank_holds_as_many_parameters_as_the_model_has():
-    for model in ({}, GPT):
+    for model in ({}, GPT, EXPERTS):
         chosen = config(**model)
         assert footprint(chosen, 1).fullest.parameters == chosen.model.parameters()[0]
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
-@pytest.mark.parametrize("model", [{}, {"kv_heads": None}, {"arch": "gpt"}, GPT], ids=str)
+@pytest.mark.parametrize(
+    "model", [{}, {"kv_heads": None}, {"arch": "gpt"}, GPT, EXPERTS, {**EXPERTS, "top_k": 1}], ids=str
+)
 def test_a_microbatch_keeps_what_autograd_keeps_to_the_byte(model, dtype, recompute):
     chosen = config({"recompute": recompute}, dtype, **model)
     real = Transformer(chosen.model, 0, torch.float64 if dtype == "fp64" else torch.float32)
@@ -160,15 +163,20 @@ def test_other_schedules_keep_what_their_simulation_shows(name, stages):
 
 
 def kept_of_a_microbatch(share: Share, place: int) -> int | None:
-    """What autograd alone keeps: the output of a stage is the pipeline's."""
+    """What autograd alone keeps in floating point: the output of a stage is the pipeline's, rows have whole numbers."""
     if share.config.parallel.zero:
         return None
     numerics, output = (
         NUMERICS[share.config.train.dtype],
         share.tokens * share.config.model.width // share.layout.tp,
     )
+    numbers = share.expert_rows * (5 if share.layout.ep > 1 else 3)
+    if not share.config.model.experts or share.config.parallel.recompute == "full":
+        numbers = 0
     return sum(
-        activation_bytes(share, numerics, stage) - (stage < share.last_stage) * output * numerics.stream
+        activation_bytes(share, numerics, stage)
+        - (stage < share.last_stage) * output * numerics.stream
+        - len(share.layers[stage]) * numbers * 8
         for stage in share.placement[place]
     )
 
@@ -191,8 +199,16 @@ FOUR = [
 ]
 
 
-@pytest.mark.parametrize(("ranks", "layouts"), [(2, TWO), (4, FOUR)])
-def test_messages_and_memory_are_those_that_the_ranks_count(mpiexec, ranks, layouts):
+LEVEL = {**EXPERTS, "top_k": 4}
+"""Every token goes to every expert, so that loads are level."""
+EXPERTS_ON_TWO = [{"ep": 2}, {"ep": 2, "recompute": "full"}, {"tp": 2, "recompute": "full"}, {"zero": 2}]
+EXPERTS_ON_FOUR = [{"ep": 2}, {"ep": 2, "pp": 2}, {"ep": 2, "tp": 2}, {"ep": 2, "cp": 2}]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layouts", "experts"), [(2, TWO, EXPERTS_ON_TWO), (4, FOUR, EXPERTS_ON_FOUR)]
+)
+def test_messages_and_memory_are_those_that_the_ranks_count(mpiexec, ranks, layouts, experts):
     # A vocabulary that tp ranks share evenly: the footprint is that of the rank with most of it.
     even = {"kv_heads": ranks, "vocab_size": 260}
     chosen = [
@@ -201,8 +217,9 @@ def test_messages_and_memory_are_those_that_the_ranks_count(mpiexec, ranks, layo
         for model, dtype in (({}, "fp32"), (GPT, "fp64"), ({}, "bf16"))
         if dtype != "bf16" or not {"cp", "zero"} & parallel.keys()  # ring attention takes one dtype alone
     ]
+    chosen += [config(parallel, **even, **LEVEL) for parallel in experts]
     cases = json.dumps([each.model_dump(mode="json") for each in chosen])
-    ended = mpiexec(ranks, "-m", "tests.workflows.llm.traffic_cases", cases)
+    ended = mpiexec(ranks, "-m", "tests.workflows.llm.traffic_cases", cases, timeout_s=110)
     assert ended.status == 0, ended.stderr
     for each, found in zip(chosen, json.loads(ended.stdout), strict=True):
         places = footprint(each, ranks).ranks

@@ -8,6 +8,8 @@ import json
 import pytest
 
 UNTIED, GPT = {"tied_head": False}, {"arch": "gpt"}
+EXPERTS = {"experts": 4, "ffn_width": 8, "bias_rate": 0.05}
+ROOM = {**EXPERTS, "capacity": 1.0}
 SCHEDULES = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero_bubble": 1, "zbv": 2, "dualpipev": 2}
 
 
@@ -26,6 +28,7 @@ ONE = [
     case(GPT),
     case(microbatch=4),
     case(schedule="zbv", stages_per_rank=2),
+    *(case(model, recompute="full") for model in (EXPERTS, ROOM)),
 ]
 TWO = [
     *(case(model, **{axis: 2}) for axis in ("tp", "pp", "cp") for model in ({}, UNTIED, GPT)),
@@ -36,6 +39,11 @@ TWO = [
     case(tp=2, recompute="full"),
     case(zero=3, recompute="full"),
     case(zero=1, cp=2),
+    *(case(model, ep=2, recompute=again) for model in (EXPERTS, ROOM) for again in ("none", "full")),
+    case({**EXPERTS, "top_k": 1, "layers": 2}, ep=2, microbatch=2),
+    *(case(EXPERTS, **{axis: 2}) for axis in ("tp", "pp", "cp")),
+    *(case(ROOM, zero=zero) for zero in (1, 2, 3)),
+    case(ROOM),
     {**case(tp=2), "dtype": "fp32", "bound": 1e-4},
     {**case(tp=2), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
     {**case(cp=2), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
@@ -53,6 +61,13 @@ FOUR = [
     case(pp=2, zero=1, schedule="zero_bubble"),
     case(pp=2, schedule="zero_bubble"),
     case(UNTIED, tp=2, pp=2, schedule="dualpipev", stages_per_rank=2),
+    *(case(model, ep=2, pp=pp) for model in (EXPERTS, ROOM) for pp in (1, 2)),
+    case(EXPERTS, ep=4),
+    case(EXPERTS, ep=2, cp=2),
+    case(EXPERTS, ep=2, tp=2),
+    case(ROOM, ep=2, pp=2, schedule="zero_bubble"),
+    case(order=["tp", "cp", "pp", "dp"], tp=2, pp=2),
+    case(EXPERTS, order=["cp", "dp", "pp", "tp"], ep=2, pp=2),
 ]
 ALL_FOUR = [
     *(

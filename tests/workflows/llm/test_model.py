@@ -178,6 +178,16 @@ def test_one_seed_is_one_network_whatever_else_was_drawn():
     assert len(drawn) == 1 + 2 * 5, "the embedding, and q, k, v, gate and up of each block"
 
 
+def test_an_expert_is_the_same_however_many_there_are():
+    few, many = (
+        Transformer(ModelConfig(width=32, layers=1, experts=experts), seed=5).blocks["0"].ffn.experts
+        for experts in (2, 4)
+    )
+    for name, matrices in few.named_parameters():
+        assert torch.equal(many.get_parameter(name)[:2], matrices), name
+    assert len({matrix.sum().item() for matrix in (*many.gate, *many.up)}) == 8
+
+
 def test_names_of_parameters_stay_as_checkpoints_know_them():
     assert sorted(weights(layers=1)) == [
         "blocks.0.attention.wk.weight",

@@ -12,8 +12,9 @@ from launch.rundir import RunDir
 from tests.launch import alone
 from tests.workflows.llm.test_program import difference
 
-SHAPE = {"model": {"layers": 2, "vocab_size": 257}, "train": {"checkpoint_every": 3, "dtype": "fp32"}}
-WALK = [
+DENSE = {"layers": 2, "vocab_size": 257}
+EXPERTS = {**DENSE, "experts": 4, "ffn_width": 16, "bias_rate": 0.02}
+DENSE_WALK = [
     (4, {"tp": 2, "pp": 2, "microbatch": 1}),
     (2, {}),
     (4, {"pp": 2, "microbatch": 1, "zero": 1}),
@@ -23,13 +24,17 @@ WALK = [
     (1, {}),
 ]
 """Layouts that follow on each other, two steps and a checkpoint each."""
+EXPERT_WALK = [(2, {"ep": 2}), (1, {}), (4, {"ep": 2, "pp": 2, "microbatch": 1}), (2, {"ep": 2})]
 
 
-@pytest.fixture(scope="module")
-def walked(tmp_path_factory, config_of, mpiexec):
+@pytest.fixture(
+    scope="module", params=[(DENSE, DENSE_WALK), (EXPERTS, EXPERT_WALK)], ids=["dense", "experts"]
+)
+def walked(request, tmp_path_factory, config_of, mpiexec):
     """Return (undisturbed run, walked run, [(arrays that a layout found, the same saved by it again)])."""
     place = tmp_path_factory.mktemp("reshard")
-    shape = {**SHAPE, "train": {**SHAPE["train"], "checkpoint_every": 2, "steps": 2 * len(WALK)}}
+    model, walk = request.param
+    shape = {"model": model, "train": {"checkpoint_every": 2, "dtype": "fp32", "steps": 2 * len(walk)}}
 
     def train(name: str, ranks: int, parallel: dict, **case) -> None:
         held = {
@@ -43,7 +48,7 @@ def walked(tmp_path_factory, config_of, mpiexec):
 
     train("undisturbed", 1, {})
     states = []
-    for i, (ranks, parallel) in enumerate(WALK):
+    for i, (ranks, parallel) in enumerate(walk):
         before = alone.load(RunDir(place / "walked").checkpoints)
         train("walked", ranks, parallel, stop_before=2 * i + 3, save_first=before is not None)
         if before:
@@ -54,12 +59,15 @@ def walked(tmp_path_factory, config_of, mpiexec):
 @pytest.mark.timeout(300)
 def test_another_layout_takes_up_every_bit_of_the_state(walked):
     states = walked[2]
-    assert [before.step for before, _ in states] == [2 * i for i in range(1, len(WALK))]
+    assert [before.step for before, _ in states] == [2 * i for i in range(1, len(states) + 1)]
     for before, after in states:
         assert (after.step, after.meta) == (before.step, before.meta)
         assert after.arrays.keys() == before.arrays.keys()
         for name, array in before.arrays.items():
             assert after.arrays[name].tobytes() == array.tobytes(), name
+        biases = [array for name, array in before.arrays.items() if name.endswith("ffn.bias")]
+        assert all(np.abs(bias).max() > 0 for bias in biases)
+        assert len(biases) == 2 * any("experts" in name for name in before.arrays)
 
 
 @pytest.mark.timeout(300)
