@@ -6,6 +6,7 @@ who asked for a future and then waits in C++ (DistributedDataParallel's reducer)
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -34,6 +35,8 @@ YIELDING_POLLS = 200
 NAP_S = 50e-6
 ANNOUNCE_AFTER_S = 1.0
 NO_TIMEOUT = timedelta(0)
+CALLBACKS_S = 5.0
+"""How long the end of a program waits for what was to be called when a future is done."""
 
 
 @dataclass(slots=True)
@@ -223,15 +226,25 @@ class _Watched:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._works: list[tuple[Work, float]] = []
+        self._thread: threading.Thread | None = None
+        self._ending = False
+        atexit.register(self._end)
 
     def add(self, work: Work) -> None:
         with self._lock:
             self._works.append((work, time.perf_counter()))
             if len(self._works) == 1:
-                threading.Thread(target=self._poll, name="mpi4py-backend", daemon=True).start()
+                self._thread = threading.Thread(target=self._poll, name="mpi4py-backend", daemon=True)
+                self._thread.start()
+
+    def _end(self) -> None:
+        """End the thread before the interpreter goes: cut off in a future's C++ code it would abort the process."""
+        self._ending = True
+        if self._thread is not None:
+            self._thread.join(CALLBACKS_S)
 
     def _poll(self) -> None:
-        while not MPI.Is_finalized():
+        while not (self._ending or MPI.Is_finalized()):
             with self._lock:
                 works = list(self._works)
             over = {work for work, began_s in works if work.poll(began_s)}

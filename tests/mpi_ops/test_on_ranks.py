@@ -48,7 +48,7 @@ def faults(mpiexec, request):
     selected = {
         (item.callspec.params["ranks"], item.callspec.params["module"])
         for item in request.session.items
-        if item.originalname == test_the_backend.__name__
+        if getattr(item, "originalname", "") == test_the_backend.__name__
     }
 
     @cache
@@ -66,6 +66,12 @@ def test_the_backend(faults, ranks, module, case):
     found = report.get(f"{module}.{case}")
     assert found is not None, f"not reached, for {list(report)[-1] or report} failed before"
     assert not found, "\n".join(f"rank {rank}: {text}" for rank, text in found.items())
+
+
+def test_a_program_may_end_without_leaving(mpiexec):
+    ended = mpiexec(2, "-m", "tests.mpi_ops.on_ranks.ends_at_once")
+    assert (ended.status, ended.stderr) == (0, "")
+    assert sorted(ended.stdout.split()) == ["called", "called", "returned", "returned"]
 
 
 @pytest.mark.full
