@@ -5,7 +5,7 @@ export TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint bench clean
+.PHONY: help quickstart test test-full lint slurm bench clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -13,10 +13,10 @@ help:  ## this list
 quickstart: .venv/.run  ## install, run a small scaling study, fit and report it (6 minutes on 2 cores)
 	$(BIN)/isoflop run studies/quickstart.yaml
 
-test: lint  ## install, lint and run the tests (15 minutes on 2 cores)
+test: lint slurm  ## install, lint and run the tests (15 minutes on 2 cores)
 	$(BIN)/pytest -m "not full"
 
-test-full: lint  ## the same with the long repetitions: more kills, whole parity matrices
+test-full: lint slurm  ## the same with the long repetitions: more kills, whole parity matrices
 	$(BIN)/pytest
 
 lint: .venv/.test  ## ruff, mypy and the import contracts of setup.cfg
@@ -24,6 +24,9 @@ lint: .venv/.test  ## ruff, mypy and the import contracts of setup.cfg
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+slurm:  ## a Slurm for the tests, which start four nodes of it on this machine (wants root and apt)
+	.ci/slurm
 
 bench: .venv/.test  ## side-by-side measurements against peers; wants a quiet machine
 	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done

@@ -148,6 +148,9 @@ def _ranks(job: JobSpec, scheduler: Scheduler) -> list[str]:
         "step=$!",
         'again=1; while [ "$again" = 1 ]; do again=0; wait "$step"; code=$?; done  # a signal cuts a wait short',
         "exec 8>&- 9>&-",
+        "# The ranks' own word goes before srun's, which says 137 when one rank has ended the others.",
+        'word=$(sed -n \'s/^{"code": \\([0-9]*\\),.*/\\1/p\' "${out%.out}.exit.json" 2>/dev/null)',
+        "code=${word:-$code}",
         'say "attempt $attempt ended with code $code"',
     ]
 
@@ -159,7 +162,7 @@ def _srun(part: Resources, scheduler: Scheduler, group: str) -> str:
         f"-c{part.threads * scheduler.cpus_per_core}",
         *map(quote, (*scheduler.srun, *gpus)),
         f"--export=ALL,OMP_NUM_THREADS={part.threads}",  # the job's own --export=NONE would reach the step, too
-        "--kill-on-bad-exit=0 --wait=60",  # ranks that ask to be requeued end one after the other
+        "--kill-on-bad-exit=1",  # a rank that is lost ends the others; what they had to say is on disk by then
     ]
     return " ".join(options) + group
 

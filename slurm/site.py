@@ -106,6 +106,11 @@ class Scheduler:
         if self.stage_root and not self.stage_root.startswith("/"):
             raise ValueError(f"stage_root holds {self.stage_root!r}, it takes an absolute path")
 
+    @property
+    def poll_range_s(self) -> tuple[float, float]:
+        """The shortest and longest pause between two questions."""
+        return self.poll_s[0], self.poll_s[1]
+
     def queue(self, name: str | None) -> Queue:
         """Return the queue of that name, the first for None. Raises SiteError when there is none."""
         found = [queue for queue in self.queues if name in (None, queue.name)]

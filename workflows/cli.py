@@ -100,6 +100,34 @@ def render(
 
 
 @app.command()
+def submit(
+    study: StudyPath,
+    run_id: OneRun = None,
+    overrides: Overrides = None,
+    site: SiteName = None,
+    walltime: Walltime = None,
+    queue: Queue = None,
+    account: Account = None,
+    restarts: Restarts = 3,
+    archive: Archive = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="until the job has ended, and end with its code")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check one run, send its batch script to the scheduler and print the job's number."""
+    from slurm.client import Client
+    from workflows import batch
+
+    expanded = _study(study, overrides, site)
+    wishes = _wishes(walltime, queue, account, restarts, archive)
+    job = batch.submit(expanded, run_id, wishes, Client(), _say)
+    _print({"job": job.job_id, "name": job.name} if as_json else job.job_id)
+    if wait:
+        raise typer.Exit(batch.follow(expanded, run_id, job, Client(), _say))
+
+
+@app.command()
 def status(study: StudyPath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Show how far each run of a study is, from the files of the runs alone."""
     from workflows import show
@@ -226,6 +254,10 @@ def _run_dir(verb: str, run_id: str, runs_dir: Path) -> RunDir:
             f"{verb}: no run '{run_id}' in {runs_dir}/*/; `isoflop status STUDY` lists the runs"
         )
     return RunDir(found[0])
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def _print(document: Any) -> None:

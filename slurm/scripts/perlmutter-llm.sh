@@ -67,6 +67,10 @@ config:
     tied_head: true
     rope_theta: 10000.0
     norm_eps: 1.0e-05
+    experts: 0
+    top_k: 2
+    capacity: null
+    bias_rate: 0.001
   data:
     source: stdlib
     tokenizer: byte
@@ -99,6 +103,12 @@ config:
     tp: 2
     pp: 8
     cp: 1
+    ep: 1
+    order:
+    - dp
+    - pp
+    - cp
+    - tp
     zero: 1
     microbatch: 1
     schedule: 1f1b
@@ -120,10 +130,13 @@ warned=0 step=
 warn() { warned=1 again=1; say 'the walltime is near'; [ -z "$step" ] || kill -USR1 "$step"; }
 trap warn USR1
 say "attempt $attempt starts: ${out%.out}.{out,err}"
-srun -N 16 -n 64 --ntasks-per-node=4 -c14 --cpu-bind=cores --gpus-per-node=4 --gpu-bind=none --export=ALL,OMP_NUM_THREADS=7 --kill-on-bad-exit=0 --wait=60 "$python" -m mpi4py -m workflows.llm.program "$run" --attempt "$attempt" >&8 2>&9 &
+srun -N 16 -n 64 --ntasks-per-node=4 -c14 --cpu-bind=cores --gpus-per-node=4 --gpu-bind=none --export=ALL,OMP_NUM_THREADS=7 --kill-on-bad-exit=1 "$python" -m mpi4py -m workflows.llm.program "$run" --attempt "$attempt" >&8 2>&9 &
 step=$!
 again=1; while [ "$again" = 1 ]; do again=0; wait "$step"; code=$?; done  # a signal cuts a wait short
 exec 8>&- 9>&-
+# The ranks' own word goes before srun's, which says 137 when one rank has ended the others.
+word=$(sed -n 's/^{"code": \([0-9]*\),.*/\1/p' "${out%.out}.exit.json" 2>/dev/null)
+code=${word:-$code}
 say "attempt $attempt ended with code $code"
 
 # 75 asks for another attempt; ranks that the warning itself ended go on from their last checkpoint.

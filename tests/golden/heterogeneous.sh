@@ -79,10 +79,13 @@ warned=0 step=
 warn() { warned=1 again=1; say 'the walltime is near'; [ -z "$step" ] || kill -USR1 "$step"; }
 trap warn USR1
 say "attempt $attempt starts: ${out%.out}.{out,err}"
-srun -N 1 -n 8 --ntasks-per-node=8 -c7 --gpus-per-task=1 --gpu-bind=closest --export=ALL,OMP_NUM_THREADS=7 --kill-on-bad-exit=0 --wait=60 --het-group=0 "$python" -m mpi4py -m workflows.llm.program "$run" --attempt "$attempt" : -N 4 -n 100 --ntasks-per-node=28 -c2 --export=ALL,OMP_NUM_THREADS=2 --kill-on-bad-exit=0 --wait=60 --het-group=1 "$python" -m mpi4py -m workflows.llm.program "$run" --attempt "$attempt" >&8 2>&9 &
+srun -N 1 -n 8 --ntasks-per-node=8 -c7 --gpus-per-task=1 --gpu-bind=closest --export=ALL,OMP_NUM_THREADS=7 --kill-on-bad-exit=1 --het-group=0 "$python" -m mpi4py -m workflows.llm.program "$run" --attempt "$attempt" : -N 4 -n 100 --ntasks-per-node=28 -c2 --export=ALL,OMP_NUM_THREADS=2 --kill-on-bad-exit=1 --het-group=1 "$python" -m mpi4py -m workflows.llm.program "$run" --attempt "$attempt" >&8 2>&9 &
 step=$!
 again=1; while [ "$again" = 1 ]; do again=0; wait "$step"; code=$?; done  # a signal cuts a wait short
 exec 8>&- 9>&-
+# The ranks' own word goes before srun's, which says 137 when one rank has ended the others.
+word=$(sed -n 's/^{"code": \([0-9]*\),.*/\1/p' "${out%.out}.exit.json" 2>/dev/null)
+code=${word:-$code}
 say "attempt $attempt ended with code $code"
 
 # 75 asks for another attempt; ranks that the warning itself ended go on from their last checkpoint.
