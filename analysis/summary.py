@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.result import FitResult
 
-RUN_COLUMNS = ("run", "state", "N", "D", "FLOPs", "ranks", "loss", "wall s", "remark")
+RUN_COLUMNS = ("run", "state", "N", "D", "FLOPs", "ranks", "loss", "wall s", "tokens/s", "of peak", "remark")
 COEFFICIENT_COLUMNS = ("parameter", "value", "std. error", "95 % interval", "remark")
 HOLD_OUT_COLUMNS = (
     "held-out run",
@@ -36,10 +36,13 @@ class RunSummary:
     ranks: int
     loss: float | None
     wall_s: float | None
+    tokens_per_s: float | None = None
+    peak_share: float | None = None
+    """FLOP rate over that of the machine's fastest matrix product."""
     held_out: bool
     excluded: bool
     cause: str
-    """Why it failed, or what was damaged; empty when all is well."""
+    """Why it failed, what was damaged, skipped or measured wrong; empty when all is well."""
     curves: dict[str, NDArray[np.void]] = field(default_factory=dict)
     """Rows (step, tokens, time, value) of `train_loss` and `val_loss`."""
 
@@ -61,6 +64,8 @@ def run_rows(runs: Sequence[RunSummary]) -> list[Row]:
             str(run.ranks),
             "" if run.loss is None else f"{run.loss:.4f}",
             "" if run.wall_s is None else f"{run.wall_s:.1f}",
+            "" if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}",
+            "" if run.peak_share is None else f"{run.peak_share:.1%}",
             "; ".join(filter(None, ["held out" * run.held_out, "excluded" * run.excluded, run.cause])),
         )
         for run in runs

@@ -135,11 +135,13 @@ def load(
 class Saver:
     """Saves while the program goes on, one checkpoint at a time. Every rank makes one and calls the same methods.
 
-    `comm` is a duplicate that nothing else uses. Where this MPI lets no threads in, `start` saves before it returns.
+    `comm` is a duplicate that nothing else uses. Without `beside`, or where this MPI lets no threads in, `start` saves
+    before it returns, and copies nothing.
     """
 
-    def __init__(self, comm: MPI.Intracomm, directory: Path, keep: int = 2) -> None:
+    def __init__(self, comm: MPI.Intracomm, directory: Path, keep: int = 2, beside: bool = True) -> None:
         self._comm, self._directory, self._keep = comm, directory, keep
+        self._beside = beside and MPI.Query_thread() >= MPI.THREAD_MULTIPLE
         self._thread: threading.Thread | None = None
         self._fault: Exception | None = None
 
@@ -147,17 +149,27 @@ class Saver:
         """Copy the arrays, once the save before has ended, and begin to save them.
 
         Raises:
-            CheckpointError: the save before went wrong; on every rank the same.
+            CheckpointError: the save before went wrong, or this one where it is over already; on every rank the same.
 
         Cost: a copy of the pieces and an all-reduce of one number here; that of `save` in a thread.
         """
         self.wait()
-        snapshot = everywhere(self._comm, lambda: [replace(each, array=each.array.copy()) for each in pieces])
-        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-            self._save(step, snapshot, meta)
+        if not self._beside:
+            save(self._comm, self._directory, step, pieces, meta, self._keep)
             return
+        snapshot = everywhere(self._comm, lambda: [replace(each, array=each.array.copy()) for each in pieces])
         self._thread = threading.Thread(target=self._save, args=(step, snapshot, copy.deepcopy(meta)))
         self._thread.start()
+
+    def check(self) -> None:
+        """Raise what went wrong with a save that has ended; ranks may hear of it at different calls. Waits for none."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def close(self) -> None:
+        """Wait, and free the communicator. Raises what `wait` raises."""
+        self.wait()
+        self._comm.Free()
 
     def wait(self) -> None:
         """Return once nothing is being saved. Raises what `save` raises, on every rank the same."""

@@ -56,6 +56,11 @@ def snapshot() -> list[OpCount]:
     ]
 
 
+def seconds() -> float:
+    """Return the time that this rank has spent in operations since the last reset."""
+    return sum(each.seconds for each in _tallies.values())
+
+
 def reset() -> None:
     """Count from nothing again."""
     for each in _tallies.values():

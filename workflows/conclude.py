@@ -71,12 +71,24 @@ def summaries(study: Study) -> list[RunSummary]:
                 ranks=run.resources.ranks,
                 loss=summary.get("L_val") if status.state == "done" else None,
                 wall_s=summary.get("wall_s"),
+                tokens_per_s=summary.get("tokens_per_s"),
+                peak_share=summary.get("peak_share"),
                 held_out=run.held_out,
                 excluded=run.id in study.file.analysis.exclude,
-                cause=" ".join([status.cause, *damaged]).strip(),
+                cause="; ".join(filter(None, [status.cause, *damaged, *_doubts(summary)])),
                 curves={name: streams[name] for name in ("train_loss", "val_loss") if name in streams},
             )
         )
+    return found
+
+
+def _doubts(summary: dict[str, float]) -> list[str]:
+    """Return what a reader must know of how a run went."""
+    found = []
+    if summary.get("skipped_steps"):
+        found.append(f"{summary['skipped_steps']:.0f} steps went without an update")
+    if summary.get("measuring_errors"):
+        found.append("measuring error: faster than the fastest matrix product, FLOP rate left out")
     return found
 
 

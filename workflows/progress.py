@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ class RunStatus:
     d_tokens: int
     loss: float | None
     tokens_per_s: float | None
+    peak_share: float | None
+    """FLOP rate over that of the fastest matrix product."""
+    measuring_error: bool
+    """The FLOP rate was higher than that, so it was measured wrong and left out."""
     left_s: float | None
     cause: str
     log: Path | None
@@ -42,9 +47,14 @@ def run_status(directory: RunDir, run: Run) -> RunStatus:
     attempts = directory.attempts() if directory.path.is_dir() else []
     last = attempts[-1] if attempts else 0
     record = directory.last_exit()
-    step = tokens = loss = rate = left_s = None
+    step = tokens = loss = rate = share = left_s = None
+    wrong = False
     try:
-        rows = read_last(directory.attempt(last, "h5"), "train_loss", "tokens_per_s") if last else {}
+        rows = (
+            read_last(directory.attempt(last, "h5"), "train_loss", "tokens_per_s", "peak_share")
+            if last
+            else {}
+        )
     except StoreError:
         rows = {}  # not made yet, or damaged: the report says which
     if "train_loss" in rows:
@@ -53,6 +63,9 @@ def run_status(directory: RunDir, run: Run) -> RunStatus:
     if "tokens_per_s" in rows:
         rate = float(rows["tokens_per_s"]["value"])
         left_s = (run.size.d_tokens - (tokens or 0)) / rate if state == "running" and rate else None
+    if "peak_share" in rows:
+        share = float(rows["peak_share"]["value"])
+        share, wrong = (None, True) if math.isnan(share) else (share, False)
     return RunStatus(
         run.id,
         run.held_out,
@@ -63,6 +76,8 @@ def run_status(directory: RunDir, run: Run) -> RunStatus:
         run.size.d_tokens,
         loss,
         rate,
+        share,
+        wrong,
         left_s,
         record.cause if record and record.code else "",
         directory.attempt(last, "err") if last else None,

@@ -136,12 +136,13 @@ def status_table(statuses: list[RunStatus]) -> Table:
             _known(status.tokens and 100 * status.tokens / status.d_tokens, "{:.0f} %"),
             _known(status.loss, "{:.4f}"),
             _known(status.tokens_per_s, "{:,.0f}"),
+            "measured wrong" if status.measuring_error else _known(status.peak_share, "{:.1%}"),
             "" if status.left_s is None else duration(status.left_s),
             status.cause,
         )
         for status in statuses
     ]
-    return _table(("run", "state", "step", "done", "loss", "tokens/s", "left", "cause"), rows)
+    return _table(("run", "state", "step", "done", "loss", "tokens/s", "of peak", "left", "cause"), rows)
 
 
 def status_text(statuses: list[RunStatus]) -> str:

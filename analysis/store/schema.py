@@ -3,7 +3,7 @@
 ```
 /meta             attributes: schema, attempt, restore_step and what the writer adds (text, int, float)
 /streams/<name>   rows (step, tokens, time, value); attributes unit, description
-/dist/<name>      rows (step, min, max, slowest ranks, counts per log bin); attributes unit, low, high
+/dist/<name>      rows (step, min, median, max, slowest ranks, counts per log bin); attributes unit, low, high
 /events           rows (time, step, kind, message)
 /summary          one row, NaN where nothing was said
 ```
@@ -54,11 +54,12 @@ class DistSpec:
 
     @property
     def row(self) -> np.dtype[np.void]:
-        """The type of a row: counts and extremes over all ranks since the row before."""
+        """The type of a row: extremes, median of the ranks' medians, and counts over all ranks since the row before."""
         return np.dtype(
             [
                 ("step", "<i8"),
                 ("min", "<f8"),
+                ("median", "<f8"),
                 ("max", "<f8"),
                 ("slowest", "<i4", (SLOWEST,)),
                 ("counts", "<i8", (self.bins,)),

@@ -70,12 +70,13 @@ class MetricsWriter:
         *,
         step: int,
         low: float,
+        median: float,
         high: float,
         slowest: NDArray[np.int32],
         counts: NDArray[np.int64],
     ) -> None:
         """Add one row of a distribution over ranks."""
-        self._add(f"dist/{dist}", (step, low, high, slowest, counts))
+        self._add(f"dist/{dist}", (step, low, median, high, slowest, counts))
 
     def set_summary(self, **fields: float) -> None:
         """Set fields of the summary that the constructor named."""

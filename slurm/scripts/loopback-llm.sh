@@ -77,6 +77,8 @@ config:
     evaluation_sequences: 256
     log_every: 10
     checkpoint_every: 500
+    async_checkpoint: true
+    skip_nonfinite: 0
     seed: 1
     dtype: fp32
   parallel:

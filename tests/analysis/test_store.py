@@ -49,7 +49,9 @@ def test_a_file_has_the_documented_layout(tmp_path):
         metrics.event("restored", "from step 0", step=0)
         counts = DIST.count(np.array([1e-9, 0.5, 1e9]))
         slowest = np.array([1, 0, -1, -1], np.int32)
-        metrics.distribution("step_time", step=1, low=1e-9, high=1e9, slowest=slowest, counts=counts)
+        metrics.distribution(
+            "step_time", step=1, low=1e-9, median=0.5, high=1e9, slowest=slowest, counts=counts
+        )
         metrics.set_summary(L_val=2.5)
     with h5py.File(path) as file:
         assert sorted(file) == ["dist", "events", "meta", "streams", "summary"]

@@ -1,6 +1,7 @@
 """Save checkpoint after checkpoint into the directory named, and say each step that was committed, until killed.
 
-With `--in-the-background` a Saver does it, on any number of ranks; each has rows of every array.
+With `--in-the-background` a Saver does it, on any number of ranks; each has rows of every array. With
+`--beside-work` as well, and the ranks go on to reduce numbers of their own while it saves.
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ def main() -> None:
     saver = checkpoint.Saver(comm.Dup(), directory)
     first = comm.bcast((checkpoint.steps(directory) or [0])[-1] + 1)
     for step in itertools.count(first):
+        if "--beside-work" in sys.argv:
+            saver.start(step, pieces(step), {"step": step})
+            if step > first and comm.rank == 0:
+                print(step - 1, flush=True)
+            for _ in range(20):
+                comm.allreduce(step)
+            continue
         if "--in-the-background" in sys.argv:
             saver.start(step, pieces(step), {"step": step})
             saver.wait()

@@ -37,8 +37,8 @@ def killed_writer(python: tuple[str, ...], directory: Path, after_s: float, *opt
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     ("python", "options"),
-    [(ALONE, ()), (TWO_RANKS, ()), (TWO_RANKS, ("--in-the-background",))],
-    ids=["alone", "on_2_ranks", "in_the_background"],
+    [(ALONE, ()), (TWO_RANKS, ()), (TWO_RANKS, ("--in-the-background",)), (TWO_RANKS, ("--beside-work",))],
+    ids=["alone", "on_2_ranks", "in_the_background", "beside_work"],
 )
 def test_a_kill_at_any_moment_leaves_the_last_committed_state_whole(tmp_path, python, options, kills):
     caught_in_the_middle = 0

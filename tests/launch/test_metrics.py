@@ -9,7 +9,7 @@ import pytest
 
 from analysis.store.reader import read_attempt
 from launch.metrics import STEP_TIME
-from tests.launch.measures import STREAMS, step_time_s
+from tests.launch.measures import STREAMS, step_time_s, waited_s
 
 PROGRAM = ("-m", "tests.launch.measures")
 
@@ -50,9 +50,17 @@ def test_the_extremes_and_the_slowest_ranks_are_named(measured):
     ranks, _, attempt = measured
     times_s = [step_time_s(rank) for rank in range(ranks)]
     for row in attempt.dists["step_time"]:
-        assert (row["min"], row["max"]) == (min(times_s), max(times_s))
+        assert (row["min"], row["median"], row["max"]) == (min(times_s), np.median(times_s), max(times_s))
         slowest_first = sorted(range(ranks), key=lambda rank: -times_s[rank])
         assert row["slowest"].tolist() == [*slowest_first, -1, -1, -1, -1][:4]
+
+
+def test_who_waits_for_others_is_not_called_slow(measured):
+    ranks, _, attempt = measured
+    own_s = [step_time_s(rank) - waited_s(rank) for rank in range(ranks)]
+    for row in attempt.dists["own_time"]:
+        assert (row["min"], row["median"], row["max"]) == (min(own_s), np.median(own_s), max(own_s))
+        assert row["slowest"][0] == (2 if ranks == 3 else 0)
 
 
 def test_summary_meta_and_the_file_are_in_order(measured):

@@ -21,6 +21,9 @@ FLOPS_CONVENTION = (
     "counted: 3 x forward matmuls, output head and full (non-causal) attention scores included, of experts those that "
     "a token chooses"
 )
+HARDWARE_CONVENTION = (
+    "the same, and the forward pass of the blocks once more where parallel.recompute is full"
+)
 BYTE_VOCABULARY = 256
 EXPERT_KEYS = {"experts", "top_k", "capacity", "bias_rate"}
 """Of the model: they say nothing where there are no experts."""
@@ -126,6 +129,10 @@ class ModelConfig(Section):
         scores = self.layers * 2 * self.seq_len * self.width  # q k^T and its product with v
         return 3 * 2 * (matmuls + scores)
 
+    def block_flops_per_token(self) -> int:
+        """Return the FLOPs a token of one forward pass through the blocks: what full recomputing adds."""
+        return 2 * self.layers * (self.block_matmul_parameters() + 2 * self.seq_len * self.width)
+
 
 class DataConfig(Section):
     """Text, cut into documents (files), read as bytes."""
@@ -195,6 +202,10 @@ class TrainConfig(Section):
     """Steps between rows of the metrics."""
     checkpoint_every: Count = 500
     """Steps between checkpoints; the end of training is always one."""
+    async_checkpoint: bool = True
+    """Whether training goes on while a checkpoint is written, for a copy of weights and moments in memory."""
+    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
+    """Steps in a row that may go without an update, their gradient being no number; one more ends the run."""
     seed: Seed = 0
     """Of the initial weights."""
     dtype: Literal["fp32", "bf16", "fp64"] = "fp32"
@@ -274,6 +285,11 @@ class LlmConfig(Section):
         tokens = train.tokens or (train.flops or 0) / self.model.flops_per_token()
         return max(1, math.ceil(tokens / self.tokens_per_step))
 
+    def hardware_flops_per_token(self) -> int:
+        """Return the FLOPs a token that are done, what is computed again in the backward pass included."""
+        again = self.model.block_flops_per_token() if self.parallel.recompute == "full" else 0
+        return self.model.flops_per_token() + again
+
     @property
     def peak_lr(self) -> float:
         """The largest learning rate of the run."""
@@ -282,7 +298,8 @@ class LlmConfig(Section):
 
 
 def mathematics(config: LlmConfig) -> dict[str, Any]:
-    """Return what decides the result of a run; how its work is shared, watched and saved is left out.
+    """Return what decides the result of a run; how its work is shared, watched and saved is left out, and so is
+    how many steps it may skip, which decides only whether it gets to an end.
 
     A microbatch moves sums by a rounding, as a number of ranks does, and the ways to state a length (tokens,
     FLOPs, steps) are one once they are steps: none of these makes another run.
@@ -290,7 +307,11 @@ def mathematics(config: LlmConfig) -> dict[str, Any]:
     idle = set() if config.model.experts else EXPERT_KEYS
     held = config.model_dump(
         mode="json",
-        exclude={"parallel": True, "train": {"log_every", "checkpoint_every"}, "model": idle},
+        exclude={
+            "parallel": True,
+            "train": {"log_every", "checkpoint_every", "async_checkpoint", "skip_nonfinite"},
+            "model": idle,
+        },
     )
     length = {"steps": config.steps, "tokens": None, "flops": None}
     return {**held, "train": {**held["train"], **length}}

@@ -18,7 +18,8 @@ At the peak a rank holds
   as if they were full. Backward holds the gradients of all rows, going in and out, of one expert's two inner values,
   and of the three stacks of matrices, of which one twice.
 
-Not counted: the MPI library and its buffers, the allocator's gaps, Python, torch itself.
+Not counted: the copy of weights and moments that `train.async_checkpoint` holds while it writes; the MPI library and
+its buffers, the allocator's gaps, Python, torch itself.
 """
 
 from __future__ import annotations

@@ -86,6 +86,8 @@ class ParallelModel:
             rows = shard(self.stages.values(), self.mesh.data, parallel.zero)  # type: ignore[arg-type]
         else:
             self._buckets = self._make_buckets(shared)
+        self.consumed_tokens = 0
+        """Tokens that the loss has taken on this rank in `backward`; all ranks together count each token once."""
         self._named = self._find()  # walking through the modules is too slow for every step
         self.boxes = {
             name: self._box(name, shape, self._splits.get(name), rows.get(name))
@@ -271,7 +273,10 @@ class ParallelModel:
             rows = slice(microbatch * micro, (microbatch + 1) * micro)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.config.train.dtype == "bf16"):
                 y = self.stages[stage](tokens_BL[rows] if x is None else x)
-            return y if stage != last else self._loss(y, targets_BL[rows])
+            if stage != last:
+                return y
+            self._count(targets_BL[rows])
+            return self._loss(y, targets_BL[rows])
 
         stages = {stage: partial(compute, stage) for stage in self.stages}
         pipeline = Pipeline(
@@ -285,6 +290,10 @@ class ParallelModel:
             self._put_off,
         )
         return pipeline.run()
+
+    def _count(self, targets_BL: Tensor) -> None:
+        if torch.is_grad_enabled() and self.mesh.place("tp") == 0:  # the others see the same tokens
+            self.consumed_tokens += targets_BL.numel()
 
     def _loss(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
         if self.mesh.tp is None:

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,12 +17,14 @@ import torch
 
 from analysis.store.schema import StreamSpec
 from launch.metrics import Metrics
+from mpi_ops import counters
 from mpi_ops.process_group import destroy_process_group, init_process_group
 from slurm.strict_yaml import load
 from workflows.config import parse
 from workflows.errors import ConfigError, RefusedError
-from workflows.llm import optimizer
-from workflows.llm.config import LlmConfig, check_ranks, layout_of, size
+from workflows.llm import account, optimizer
+from workflows.llm.account import RATES, Account, Peak, gemm_peak, memory_streams
+from workflows.llm.config import HARDWARE_CONVENTION, LlmConfig, check_ranks, layout_of, size
 from workflows.llm.data import Batches, TokenFile, prepare_tokens
 from workflows.llm.parallelize import ParallelModel
 
@@ -31,9 +33,9 @@ STREAMS = (
     StreamSpec("val_loss", "nat/token", "mean cross-entropy of the fixed validation sequences"),
     StreamSpec("grad_norm", "1", "global norm of the gradient before clipping"),
     StreamSpec("lr", "1", "learning rate of the step"),
-    StreamSpec("tokens_per_s", "token/s", "of all ranks together, since the row before"),
+    *RATES,
 )
-SUMMARY = ("N_total", "N_nonembedding", "D_tokens", "C_flops", "L_val", "wall_s")
+SUMMARY = ("N_total", "N_nonembedding", "D_tokens", "C_flops", "L_val", "wall_s", *account.SUMMARY)
 Made = TypeVar("Made")
 
 
@@ -54,17 +56,20 @@ class Training:
     model: ParallelModel
     optimizer: optimizer.AdamW
     metrics: Metrics
+    account: Account
+    saver: checkpoint.Saver
     step: int = 0
     """Steps done."""
     wall_s: float = 0.0
     """Time spent in steps, over all attempts that count."""
     val_loss: float = float("nan")
-    logged_s: float = field(default_factory=time.monotonic)
-    logged_tokens: int = 0
+    skipped: int = 0
+    """Steps without an update, over all attempts that count."""
+    skipped_in_a_row: int = 0
 
     @property
     def tokens(self) -> int:
-        """Tokens consumed by all ranks."""
+        """Tokens consumed by all ranks, which `account` holds against what they have counted."""
         return self.step * self.config.tokens_per_step
 
 
@@ -76,16 +81,21 @@ def main() -> None:
         if config.parallel.backend == "nccl":
             raise ConfigError("parallel.backend=nccl: tensors are on CPUs so far; take mpi4py or gloo")
         init_process_group(job.comm, config.parallel.backend, config.parallel.timeout_s)
-        train(job, config, Path(held.data["cache_dir"]))
+        stated = held.data.get("gemm_peak_flops_per_s", 0.0)
+        train(job, config, Path(held.data["cache_dir"]), stated)
         destroy_process_group(job.comm)
 
 
-def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path) -> None:
+def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path, gemm_peak_flops_per_s: float = 0.0) -> None:
     """Train from the last checkpoint, or from the start, to the end of the run.
+
+    `gemm_peak_flops_per_s` is the site's fastest matrix product on a core; 0 = rank 0 measures its own.
 
     Raises:
         RefusedError: the checkpoint was made from another text.
         DivergedError: the loss, the gradient or the validation loss is no longer a number.
+        MiscountError: the ranks have not consumed the tokens that the configuration says.
+        NotSavedError: a checkpoint could not be written; with `async_checkpoint` some steps later.
     """
     try:
         check_ranks(config, job.world_size)
@@ -98,16 +108,26 @@ def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path) -> None:
     adamw = optimizer.AdamW(model.parameters(), config.optimizer)
     batches = Batches(config, *tokens.read(), model.mesh.place("dp"), layout.dp)
     saved = checkpoint.load(job.comm, job.run.checkpoints, wanted(model, adamw))
-    meta = _meta(job, config, tokens, saved.step if saved else 0)
+    first_step = saved.step if saved else 0
+    peak = _on_rank_0(job, lambda: gemm_peak(gemm_peak_flops_per_s, config.train.dtype))
+    meta = _meta(job, config, tokens, first_step, peak)
     attempt_file = job.run.attempt(job.attempt, "h5")
-    with Metrics(job.comm, attempt_file, meta=meta, streams=STREAMS, summary=SUMMARY) as metrics:
-        run = Training(job, config, tokens, batches, model, adamw, metrics)
+    streams = [*STREAMS, *memory_streams(layout.pp)]
+    with Metrics(job.comm, attempt_file, meta=meta, streams=streams, summary=SUMMARY) as metrics:
+        counted = Account(config, model, metrics, peak, first_step)
+        saver = checkpoint.Saver(job.comm.Dup(), job.run.checkpoints, beside=config.train.async_checkpoint)
+        run = Training(job, config, tokens, batches, model, adamw, metrics, counted, saver)
         if saved:
             restore(run, saved)
         if batches.passes > 1:
             metrics.event("repeats", f"the text is read {batches.passes:.2f} times")
-        while run.step < config.steps:
-            advance(run)
+        try:
+            while run.step < config.steps:
+                advance(run)
+        except bootstrap.RequeueRequest:
+            saver.wait()  # MPI must not end under a save, nor the next attempt begin before it
+            raise
+        saver.close()
         n_total, n_nonembedding = config.model.parameters()
         metrics.finish(
             run.step,
@@ -117,14 +137,18 @@ def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path) -> None:
             C_flops=size(config).c_flops,
             L_val=run.val_loss,
             wall_s=run.wall_s,
+            skipped_steps=run.skipped,
+            **counted.summary(run.step),
         )
 
 
 def advance(run: Training) -> None:
     """Do one step, and whatever is due after it: a row of metrics, an evaluation, a checkpoint."""
-    began_s = time.monotonic()
+    run.saver.check()
+    began_s, waited_s = time.monotonic(), counters.seconds()
     settings = run.config.train
     train_loss, grad_norm, lr = step(run)
+    run.account.trained(time.monotonic() - began_s)
     run.step += 1
     run.job.step = run.step
     last = run.step == run.config.steps
@@ -135,14 +159,10 @@ def advance(run: Training) -> None:
         run.metrics.record(run.step, run.tokens, val_loss=run.val_loss)
     wall_s = time.monotonic() - began_s
     run.wall_s += wall_s
-    run.metrics.step(run.step, wall_s)
+    run.metrics.step(run.step, wall_s, counters.seconds() - waited_s)
     if last or run.step % settings.log_every == 0:
-        now_s = time.monotonic()
-        speed = (run.tokens - run.logged_tokens) / (now_s - run.logged_s)
-        run.logged_tokens, run.logged_s = run.tokens, now_s
-        run.metrics.record(
-            run.step, run.tokens, train_loss=train_loss, grad_norm=grad_norm, lr=lr, tokens_per_s=speed
-        )
+        row = {"train_loss": train_loss, "grad_norm": grad_norm, "lr": lr, "skipped_steps": run.skipped}
+        run.metrics.record(run.step, run.tokens, **row, **run.account.row(run.step))
     if last or run.step % settings.checkpoint_every == 0:
         save(run)
 
@@ -150,18 +170,32 @@ def advance(run: Training) -> None:
 def step(run: Training) -> tuple[float, float, float]:
     """Do one optimizer step over the global batch; return its mean loss, gradient norm and learning rate.
 
+    Where the norm is no number, on every rank then, weights and moments stay as they are.
+
     Cost: that of `ParallelModel.backward`.
     """
     config = run.config
     train_loss, grad_norm = run.model.backward(*map(torch.from_numpy, run.batches.batch(run.step)))
+    lr = optimizer.learning_rate(run.step, config.steps, config.peak_lr, config.optimizer)
     if not math.isfinite(grad_norm):
-        raise _diverged(config, run.step + 1, f"loss {train_loss:.4g}, gradient norm {grad_norm}")
+        _skip(run, f"loss {train_loss:.4g}, gradient norm {grad_norm}")
+        return train_loss, grad_norm, lr
+    run.skipped_in_a_row = 0
     gradients = run.model.gradients()
     optimizer.clip(gradients.values(), grad_norm, config.optimizer.grad_clip)
-    lr = optimizer.learning_rate(run.step, config.steps, config.peak_lr, config.optimizer)
     run.optimizer.step(lr, gradients)
     run.model.experts.balance()
     return train_loss, grad_norm, lr
+
+
+def _skip(run: Training, found: str) -> None:
+    """Count a step without an update. Raises DivergedError when there were too many in a row."""
+    if run.skipped_in_a_row >= run.config.train.skip_nonfinite:
+        after = f" after {run.skipped_in_a_row} skipped steps" if run.skipped_in_a_row else ""
+        raise _diverged(run.config, run.step + 1, f"{found}{after}")
+    run.skipped += 1
+    run.skipped_in_a_row += 1
+    run.metrics.event("skipped", f"no update: {found}", run.step + 1)
 
 
 def evaluate(run: Training) -> float:
@@ -191,7 +225,8 @@ def evaluation_steps(config: LlmConfig) -> set[int]:
 
 
 def save(run: Training) -> None:
-    """Commit a checkpoint: weights, moments, random state; the data's cursor is the step itself."""
+    """Commit a checkpoint, or begin to: weights, moments, random state; the data's cursor is the step itself."""
+    began_s = time.monotonic()
     pieces = []
     for key, array in _parts(run.model, run.optimizer).items():
         box = run.model.boxes[key.partition("/")[2]]
@@ -203,9 +238,11 @@ def save(run: Training) -> None:
         "text_sha256": run.tokens_file.text_sha256,
         "val_loss": _json(run.val_loss),
         "wall_s": run.wall_s,
+        "skipped": [run.skipped, run.skipped_in_a_row],
     }
     run.metrics.flush()  # a resumed run keeps the rows up to its checkpoint, so they must be there
-    checkpoint.save(run.job.comm, run.job.run.checkpoints, run.step, pieces, meta)
+    run.saver.start(run.step, pieces, meta)
+    run.metrics.record(run.step, run.tokens, checkpoint_s=time.monotonic() - began_s)
 
 
 def wanted(model: ParallelModel, adamw: optimizer.AdamW) -> dict[str, checkpoint.Wanted]:
@@ -247,7 +284,7 @@ def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
     torch.set_rng_state(torch.tensor(saved.arrays["rng/torch"]))
     run.step, run.wall_s = saved.step, saved.meta["wall_s"]
     run.val_loss = float("nan") if saved.meta["val_loss"] is None else saved.meta["val_loss"]
-    run.logged_tokens = run.tokens
+    run.skipped, run.skipped_in_a_row = saved.meta.get("skipped", [0, 0])  # older ones skipped none
     run.job.step = run.step
     for sentence in saved.skipped:
         run.metrics.event("damaged", sentence, run.step)
@@ -257,8 +294,8 @@ def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
 
 
 def _meta(
-    job: bootstrap.Job, config: LlmConfig, tokens: TokenFile, restore_step: int
-) -> dict[str, str | int]:
+    job: bootstrap.Job, config: LlmConfig, tokens: TokenFile, restore_step: int, peak: Peak
+) -> dict[str, str | int | float]:
     return {
         "workflow": "llm",
         "run_id": job.run.path.name,
@@ -268,6 +305,9 @@ def _meta(
         "layout": json.dumps(layout_of(config, job.world_size).degrees),
         "config": json.dumps(config.model_dump(mode="json")),
         "flops_convention": size(config).flops_convention,
+        "hardware_flops_convention": HARDWARE_CONVENTION,
+        "gemm_peak_flops_per_s": peak.flops_per_s,
+        "gemm_peak_origin": peak.origin,
         "text_sha256": tokens.text_sha256,
         "torch": str(torch.__version__),
     }

@@ -58,6 +58,7 @@ def config_of(words) -> Callable[..., dict[str, Any]]:
                 "evaluation_sequences": 6,
                 "log_every": 1,
                 "checkpoint_every": 5,
+                "async_checkpoint": False,
                 "dtype": "fp64",
             },
         }

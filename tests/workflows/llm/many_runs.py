@@ -33,10 +33,12 @@ def stop_before(step: int | None, save_first: bool) -> None:
     def advance(run: program.Training) -> None:
         if due and due.pop():
             program.save(run)
+            run.saver.wait()
             if run.job.rank == 0:
                 kept = run.job.run.path.with_name(f"taken-up-{run.step}")
                 shutil.copytree(run.job.run.checkpoints, kept)
         if run.step + 1 == step:
+            run.saver.wait()
             raise Stopped
         ADVANCE(run)
 
