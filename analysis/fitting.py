@@ -17,7 +17,7 @@ from analysis.problem import Problem
 from analysis.resampling import Resampling, weights_of
 from analysis.result import FitResult
 from analysis.table import Observations
-from analysis.uncertainty import covariance
+from analysis.uncertainty import covariance, profile
 
 Floats = NDArray[np.float64]
 SAME_LOSS = 1e-12
@@ -132,6 +132,15 @@ def solve(problem: Problem, delta: float) -> tuple[Minima, int]:
     starts = problem.starts()
     minima = minimise(problem, starts, np.ones((len(starts), len(problem.y))), delta)
     return minima, int(np.argmin(minima.objective))
+
+
+def profile_of(
+    found: FitResult, observations: Observations, name: str, hold: Mapping[str, float] | None = None
+) -> tuple[float, float]:
+    """Return the 95 % profile interval of one shape or constant of a fit to these observations. Raises DataError."""
+    problem = laws.get(found.law).bind(observations, hold, found.scale)
+    minima, best = solve(problem, found.delta)
+    return profile(problem, minima.theta[best], found.delta, name)
 
 
 def resample(problem: Problem, theta: Floats, delta: float, weights: Floats) -> Resamples:

@@ -64,8 +64,8 @@ class Law:
     """The factor that no outcome falls below, such as E."""
     signed: ClassVar[tuple[str, ...]] = ()
     """Factors of either sign."""
-    limits: ClassVar[dict[str, tuple[float, float]]] = {}
-    """Lowest and highest of factors that are bounded by nature, in the outcome's own unit."""
+    ceiling: ClassVar[float] = float("inf")
+    """What no outcome exceeds, by nature: a share of prompts solved is at most one."""
     outer: ClassVar[float | str] = 1.0
     """Exponent of the sum: a number, or the name of a shape."""
     exponential: ClassVar[bool] = False

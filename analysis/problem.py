@@ -137,9 +137,8 @@ class Problem:
         base = name.split("[")[0]
         if name in self.held:
             return (self.held[name] / self.unit["y"],) * 2
-        if base in self.law.limits:
-            low, high = self.law.limits[base]
-            return low / self.unit["y"], high / self.unit["y"]
+        if base != self.law.constant and np.isfinite(self.law.ceiling):
+            return 0.0, (self.law.ceiling - self.held.get(self.law.constant, 0.0)) / self.unit["y"]
         if base in self.law.signed:
             return -100 * top, 100 * top
         return 0.0, 1.1 * float(self.y.min()) if base == self.law.constant else top

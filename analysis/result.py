@@ -92,7 +92,7 @@ class FitResult:
         """
         if len(self.sample) < 2:
             return None
-        predicted = laws.get(self.law).predict(self._sampled(), self._inputs(x))
+        predicted = laws.get(self.law).predict(self.sampled(), self._inputs(x))
         drawn = np.random.default_rng([self.seed, len(self.sample)]).choice(self.residuals, len(predicted))
         moved = predicted * np.exp(drawn) if self.scale == "log" else predicted + drawn
         low, high = np.percentile(moved, [2.5, 97.5])
@@ -109,7 +109,7 @@ class FitResult:
         best = law.compute_optimal({name: np.asarray(value) for name, value in self.params.items()}, flops)
         found: dict[str, Any] = {"C": flops, **{name: float(value) for name, value in best.items()}}
         if len(self.sample) > 1:
-            spread = law.compute_optimal(self._sampled(), flops)
+            spread = law.compute_optimal(self.sampled(), flops)
             found["intervals"] = {
                 name: np.nanpercentile(values, [2.5, 97.5]).tolist()
                 for name, values in spread.items()
@@ -140,7 +140,7 @@ class FitResult:
         """
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sample"}
         optima = [self.compute_optimal(c) for c in self.budgets()] if self.trades else []
-        told: dict[str, Any] = _finite({"schema": SCHEMA, **held, "compute_optimal": optima})
+        told: dict[str, Any] = finite({"schema": SCHEMA, **held, "compute_optimal": optima})
         return told
 
     def write(self, directory: Path) -> None:
@@ -170,16 +170,17 @@ class FitResult:
     def _inputs(self, x: Mapping[str, float]) -> dict[str, Floats]:
         return derive(x, laws.get(self.law).inputs)
 
-    def _sampled(self) -> Mapping[str, Floats]:
+    def sampled(self) -> Mapping[str, Floats]:
+        """Return each parameter's values over the bootstrap's resamples."""
         return dict(zip(self.params, self.sample.T, strict=True))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return nested data with None in place of every number that is not finite."""
     if isinstance(value, dict):
-        return {key: _finite(held) for key, held in value.items()}
+        return {key: finite(held) for key, held in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(held) for held in value]
+        return [finite(held) for held in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

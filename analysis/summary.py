@@ -129,5 +129,6 @@ def remarks(fit: FitResult) -> list[str]:
         f"{fit.gradient_norm:.1e}; {fit.starts_reached_best} of {fit.starts_tried} starts ended at this minimum; "
         f"{fit.bootstrap} bootstrap resamples"
     )
-    told.append(f"N: {fit.size_convention}; compute of the optimum: {fit.flops_convention}")
+    if "N" in fit.ranges:
+        told.append(f"N: {fit.size_convention}; compute of the optimum: {fit.flops_convention}")
     return told

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workflows.fit_verbs import verbs
+
 if TYPE_CHECKING:
     from launch.rundir import RunDir
     from workflows.batch import Wishes
@@ -20,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(verbs)
 
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="a study file, or a study's directory")]
 Overrides = Annotated[
@@ -166,24 +169,6 @@ def report(study: StudyPath, overrides: Overrides = None, as_json: Json = False)
     fitted = fit_study(expanded)
     path = report_study(expanded, fitted)
     _print(show.fitted_data(fitted, path) if as_json else show.fitted_text(fitted, path))
-
-
-@app.command()
-def fit(
-    data: Annotated[Path, typer.Option(help="a table (.csv, .tsv) or a study's directory")],
-    law: Annotated[str, typer.Option(help="a name from `isoflop list laws`")] = "chinchilla",
-    columns: Annotated[str, typer.Option(help="N=column,D=column,L=column; any two of N, D, C")] = "",
-    drop_highest_loss: Annotated[int, typer.Option(min=0, help="leave out so many of the worst rows")] = 0,
-    bootstrap: Annotated[int, typer.Option(min=0, help="resamples behind the intervals")] = 1000,
-    seed: Annotated[int, typer.Option(help="of the resampling")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Fit a law to a table, or to the finished runs of a study."""
-    from workflows import show
-    from workflows.conclude import fit_data
-
-    result = fit_data(data, law, columns, drop_highest_loss, bootstrap, seed)
-    _print(result.to_json() if as_json else show.fit_text(result))
 
 
 @app.command()

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import laws
 from analysis.errors import AnalysisError, DataError, StoreError
 from analysis.fitting import fit
 from analysis.report import write_report
 from analysis.result import FitResult
 from analysis.store import read_run
 from analysis.summary import RunSummary
-from analysis.table import Observations, parse_columns, read_table
+from analysis.table import Observations
 from workflows.progress import study_status
-from workflows.study import Study, read_study
+from workflows.study import Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +107,3 @@ def observations(study: Study, runs: list[RunSummary]) -> Observations:
         exclusions=tuple(f"{run.run_id}: excluded in the study file" for run in runs if run.excluded)
         + tuple(f"{run_id}: not finished" for run_id in missing),
     )
-
-
-def fit_data(
-    data: Path, law: str, columns: str, drop_highest_loss: int, bootstrap: int, seed: int
-) -> FitResult:
-    """Fit a law to a table's rows, or to the finished runs of the study in a directory.
-
-    Raises:
-        DataError, NotConvergedError: as `analysis.fit`.
-    """
-    if data.is_dir():
-        study = read_study(data / "study.yaml", [f"runs_dir={data.parent}"])
-        points = observations(study, summaries(study))
-    else:
-        chosen = laws.get(law)
-        points = read_table(data, parse_columns(columns), chosen.inputs, chosen.outcome)
-    return fit(law, points.drop_highest_loss(drop_highest_loss), bootstrap=bootstrap, seed=seed)

@@ -24,7 +24,7 @@ class RlSigmoid(Law):
     shapes = {"B": Shape(0.05, 20.0, tuple(np.geomspace(0.3, 6, 10))), "C_mid": place("C")}
     example = {"A": 0.61, "R0": 0.22, "B": 1.9, "C_mid": 2500.0}
     measured = ("R0",)
-    limits = {"A": (0.0, 1.0)}
+    ceiling = 1.0
     scale, delta = "linear", 1.0
 
     def terms(self, s: Values, x: Values) -> tuple[Any, ...]:

@@ -91,3 +91,64 @@ def test_a_fit_that_does_not_converge_is_exit_6(table):
     assert (done.status, done.stdout) == (6, "")
     assert "the chinchilla fit stopped at a scaled gradient of" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def verb(name: str, *args: object) -> Finished:
+    return run_process([ISOFLOP, name, *map(str, args)])
+
+
+@pytest.fixture
+def isoflops(tmp_path):
+    """A table of 9 sizes at each of 4 budgets, without noise, in curves of three points a run."""
+    rows = ["run,N,D,loss"]
+    for i, flops in enumerate((1e18, 1e19, 1e20, 1e21)):
+        for j in range(9):
+            N = 0.1 * flops**0.5 * 1.5 ** (j - 4)
+            D = flops / 6 / N
+            rows.append(f"run-{i}-{j},{N!r},{D!r},{1.69 + 406.4 / N**0.34 + 410.7 / D**0.28!r}")
+    path = tmp_path / "isoflops.csv"
+    path.write_text("\n".join(rows))
+    return path
+
+
+def test_all_approaches_are_told_side_by_side(isoflops):
+    args = ("--data", isoflops, "--columns", "N=N,D=D,L=loss", "--bootstrap", 20)
+    told = json.loads(command(*args, "--approach", "isoflop", "--profile", "E", "--json").stdout)
+    assert told["approach"] == "isoflop"
+    found = told["allocations"]
+    assert found.keys() == {"parametric", "isoflop", "isoflop, interpolation", "envelope"}
+    assert found["parametric"]["a"] == pytest.approx(0.28 / 0.62, abs=1e-4)
+    assert found["isoflop"]["a"] == pytest.approx(0.28 / 0.62, abs=0.01)
+    assert "the envelope needs curves" in found["envelope"]["problem"]
+    refused = command(*args, "--approach", "envelope")
+    assert (refused.status, refused.stdout) == (2, "")
+    assert "no column says which run a point is of (run=column)" in refused.stderr
+
+
+def test_predictions_and_optima_have_intervals_and_say_how_far_they_reach(isoflops):
+    args = ("--data", isoflops, "--columns", "N=N,D=D,L=loss", "--bootstrap", 20)
+    told = json.loads(verb("predict", *args, "--at", "N=1e13,D=1e14", "--json").stdout)
+    assert told["L"] == pytest.approx(1.69 + 406.4 / 1e13**0.34 + 410.7 / 1e14**0.28, rel=1e-5)
+    assert any("times beyond the fitted range of N" in sentence for sentence in told["warnings"])
+    done = verb("optimal", *args, "--flops", "1e20", "--flops", "1e30")
+    assert (done.status, done.stderr) == (0, "")
+    assert "times beyond the fitted range of" in done.stdout
+    wrong = verb("predict", *args, "--at", "N=big")
+    assert (wrong.status, wrong.stderr) == (2, "isoflop: --at: N=big, a number is needed\n")
+    short = verb("predict", *args, "--at", "N=1e9")
+    assert (short.status, short.stderr) == (2, "isoflop: D is needed and does not follow from N\n")
+
+
+def test_laws_are_compared_and_scaling_is_told(isoflops, tmp_path):
+    args = ("--data", isoflops, "--columns", "N=N,D=D,L=loss")
+    done = verb("compare", *args, "--laws", "kaplan,chinchilla")
+    assert (done.status, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith("chinchilla is preferred to kaplan by")
+    times = tmp_path / "times.csv"
+    times.write_text("p,t\n" + "\n".join(f"{p},{100 * (0.05 + 0.95 / p)}" for p in (1, 2, 4, 8, 16)))
+    told = json.loads(
+        verb("scaling", "--data", times, "--bootstrap", 0, "--json").stdout, parse_constant=pytest.fail
+    )
+    assert told["rows"][0]["efficiency"] == 1.0
+    assert told["rows"][0]["serial_fraction"] is None
+    assert told["fits"][0]["params"]["f"] == pytest.approx(0.05, abs=1e-9)

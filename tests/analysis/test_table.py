@@ -136,3 +136,60 @@ def test_observations_are_positive_whoever_makes_them(name, value):
     arrays[name] = np.array([1.0, value])
     with pytest.raises(DataError, match=f"^here: b: {name} is {value}"):
         Observations.of_runs(**arrays, labels=("a", "b"), source="here")
+
+
+def test_rows_counted_in_two_ways_are_refused_with_their_place(tmp_path):
+    text = "N,D,L,count,flops\n1,2,3,total,6ND\n2,3,4,nonembedding,6ND\n3,4,5,total,real\n"
+    columns = {"N": "N", "D": "D", "L": "L", "size": "count"}
+    path = table(tmp_path, text)
+    sentence = ":3: size is 'nonembedding', on line 2 it is 'total'; one fit takes one convention"
+    with pytest.raises(DataError, match=f"^{re.escape(str(path) + sentence)}"):
+        read_table(path, columns)
+    chosen = read_table(path, columns, where={"count": "total"})
+    assert (chosen.N.tolist(), chosen.size_convention, chosen.labels) == (
+        [1, 3],
+        "total",
+        ("line 2", "line 4"),
+    )
+    with pytest.raises(DataError, match=r":4: flops is 'real', on line 2 it is '6ND'"):
+        read_table(path, {**columns, "flops": "flops"}, where={"count": "total"})
+    with pytest.raises(DataError, match="no row has count=none"):
+        read_table(path, columns, where={"count": "none"})
+    with pytest.raises(DataError, match="no column 'way' for way"):
+        read_table(path, columns, where={"way": "none"})
+
+
+def test_points_of_one_run_may_be_alike_and_are_named(tmp_path):
+    text = "run,N,D,L\na,1,2,3\nb,1,2,3\n"
+    points = read_table(table(tmp_path, text), {name: name for name in ("run", "N", "D", "L")})
+    assert points.runs == ("a", "b")
+
+
+def test_points_counted_in_two_ways_are_not_joined():
+    sizes = np.arange(1.0, 4.0)
+    one = Observations.of_runs(sizes, sizes, sizes, tuple("abc"), "here")
+    other = Observations.of_runs(sizes, sizes, sizes, tuple("def"), "there", size_convention="nonembedding")
+    assert one.joined(one.take(np.array([0]))).labels == tuple("abca")
+    with pytest.raises(
+        DataError, match="size convention: a to c of here have 'as given', d to f of there 'nonembedding'"
+    ):
+        one.joined(other)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outcome", "columns", "sentence"),
+    [
+        (("p",), "t", {"p": "p"}, "name t and p, such as p=column,t=column; this names p"),
+        (("p",), "t", {"p": "p", "t": "t", "N": "N"}, "columns: 'N' is none of p, t, run, size, flops"),
+        (("x",), "L", {"N": "N", "L": "L"}, "name L and x, such as x=column,L=column"),
+    ],
+)
+def test_columns_are_those_of_the_law(tmp_path, inputs, outcome, columns, sentence):
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        read_table(table(tmp_path, "p,t,N\n1,1,1"), columns, inputs, outcome)
+
+
+def test_what_follows_from_the_columns_is_derived(tmp_path):
+    path = table(tmp_path, "N,D,L\n2,30,3\n")
+    points = read_table(path, {"N": "N", "D": "D", "L": "L"}, ("x",))
+    assert points.columns(("x", "C", "M")) == {"x": 360.0, "C": 360.0, "M": 15.0}

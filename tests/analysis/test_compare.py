@@ -1,0 +1,78 @@
+"""Which law made the data: told where they say so, left open where they do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis import fit
+from analysis.compare import aicc, compare, largest, verdict
+from analysis.errors import DataError
+from tests.analysis.studies import measure, study
+
+X = np.geomspace(1, 1e3, 20)
+
+
+def one_input(gamma: float, seed: int):
+    """20 points over three decades with 0.3 % noise, as in the card of HSTU's scaling law."""
+    scatter = np.exp(0.003 * np.random.default_rng(seed).standard_normal(len(X)))
+    return measure("power", {"x": X}, 0.9 * X**-gamma * scatter)
+
+
+def test_a_steep_power_law_is_told_from_a_logarithm():
+    for seed in range(5):
+        rows = compare(one_input(0.3, seed), ["log_linear", "power"])
+        assert (rows[0].law, rows[0].delta_aicc) == ("power", 0.0)
+        assert rows[1].delta_aicc > 50
+        assert verdict(rows).startswith("power is preferred to log_linear")
+
+
+def test_a_flat_one_is_not():
+    gaps = [compare(one_input(0.01, seed), ["log_linear", "power"])[1].delta_aicc for seed in range(9)]
+    assert np.median(gaps) < 2
+    assert verdict(compare(one_input(0.01, 1), ["log_linear", "power"])).startswith("undecided between")
+
+
+def test_the_logarithms_slope_is_recovered():
+    scatter = 0.002 * np.random.default_rng(0).standard_normal(50)
+    x = np.geomspace(1, 1e5, 50)
+    found = fit("log_linear", measure("log_linear", {"x": x}, 2.0 - 0.1 * np.log(x) + scatter), bootstrap=100)
+    assert found.params["m"] == pytest.approx(0.1, rel=0.01)
+    assert found.unidentified == {}
+
+
+def test_the_law_that_made_the_runs_foretells_the_larger_ones():
+    points = study(1, 7, 7, noise=0.001)
+    held_out = largest(points, 0.3)
+    C = points.columns("C")["C"]
+    assert C[held_out].min() >= C[~held_out].max()
+    rows = compare(points, ["kaplan", "chinchilla", "power"], held_out)
+    assert rows[0].law == "chinchilla"
+    assert rows[0].held_out_error < 0.005 < min(row.held_out_error for row in rows[1:])
+
+
+def test_a_law_that_cannot_be_fitted_is_listed_with_its_reason():
+    rows = compare(study(0).take(np.arange(6)), ["chinchilla", "power", "power_offset"])
+    assert [row.law for row in rows][-1] == "chinchilla"
+    assert "distinct D" in rows[-1].problem
+    assert np.isnan(rows[-1].aicc)
+
+
+def test_akaikes_criterion_is_its_formula():
+    found = fit("power", one_input(0.1, 0), bootstrap=0)
+    squares = np.square(found.residuals).sum()
+    assert aicc(found) == pytest.approx(20 * np.log(squares / 20) + 2 * 3 + 2 * 3 * 4 / 16)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "share", "sentence"),
+    [
+        (["power"], 0.25, "compare: power; name at least two laws"),
+        (["power", "power"], 0.25, "name at least two laws"),
+        (["power", "log_linear"], 1.0, "hold-out share 1: between 0 and 1"),
+    ],
+)
+def test_a_comparison_that_makes_no_sense_is_refused(candidates, share, sentence):
+    points = one_input(0.1, 0)
+    with pytest.raises(DataError, match=sentence):
+        compare(points, candidates, largest(points, share))

@@ -1,0 +1,164 @@
+"""The verbs of the analysis: fit, compare, predict, optimal, scaling. Every import that costs is made by its verb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from workflows.fits import Source
+
+verbs = typer.Typer()
+
+Data = Annotated[Path, typer.Option(help="a table (.csv, .tsv) or a study's directory")]
+LawName = Annotated[str, typer.Option(help="a name from `isoflop list laws`")]
+Columns = Annotated[
+    str, typer.Option(help="N=column,D=column,L=column; any two of N, D, C; run, size, flops: text")
+]
+Where = Annotated[list[str] | None, typer.Option(help="COLUMN=TEXT: rows that hold it; repeatable")]
+Drop = Annotated[int, typer.Option(min=0, help="leave out so many of the worst rows")]
+Hold = Annotated[list[str] | None, typer.Option(help="E=1.69: a parameter that is not fitted; repeatable")]
+Bootstrap = Annotated[int, typer.Option(min=0, help="resamples behind the intervals")]
+Resample = Annotated[str, typer.Option(help="what is drawn: point, run or block:SIZE")]
+Seed = Annotated[int, typer.Option(help="of the resampling")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
+
+
+@verbs.command()
+def fit(
+    data: Data,
+    law: LawName = "chinchilla",
+    columns: Columns = "",
+    where: Where = None,
+    drop_highest_loss: Drop = 0,
+    hold: Hold = None,
+    bootstrap: Bootstrap = 1000,
+    resample: Resample = "point",
+    seed: Seed = 0,
+    approach: Annotated[str, typer.Option(help="parametric, isoflop or envelope")] = "parametric",
+    profile: Annotated[str, typer.Option(help="E,alpha: intervals from the profile of the objective")] = "",
+    as_json: Json = False,
+) -> None:
+    """Fit a law to a table, or to the finished runs of a study; the exponents of all approaches side by side."""
+    from workflows import fits, show_fits
+
+    source = _source(data, law, columns, where, drop_highest_loss, hold, bootstrap, resample, seed)
+    found = fits.fit_all(source, approach, [name for name in profile.split(",") if name])
+    _print(found.to_json() if as_json else show_fits.fit_text(found))
+
+
+@verbs.command()
+def compare(
+    data: Data,
+    laws: Annotated[str, typer.Option(help="two or more laws of the same inputs: chinchilla,kaplan")],
+    columns: Columns = "",
+    where: Where = None,
+    drop_highest_loss: Drop = 0,
+    hold: Hold = None,
+    hold_out: Annotated[
+        float, typer.Option(help="share of largest runs that each law foretells; 0: none")
+    ] = 0.25,
+    as_json: Json = False,
+) -> None:
+    """Hold laws against each other: by AICc, and by how well smaller runs foretell larger ones."""
+    from workflows import fits, show_fits
+
+    source = _source(data, laws.split(",")[0], columns, where, drop_highest_loss, hold)
+    rows = fits.compared(source, laws, hold_out)
+    _print(show_fits.comparison_data(rows) if as_json else show_fits.comparison_text(rows))
+
+
+@verbs.command()
+def predict(
+    data: Data,
+    at: Annotated[str, typer.Option(help="N=1e9,D=2e10: the inputs of the run to foretell")],
+    law: LawName = "chinchilla",
+    columns: Columns = "",
+    where: Where = None,
+    drop_highest_loss: Drop = 0,
+    hold: Hold = None,
+    bootstrap: Bootstrap = 1000,
+    resample: Resample = "point",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Foretell a run, with a 95 % prediction interval."""
+    from workflows import fits, show_fits
+
+    source = _source(data, law, columns, where, drop_highest_loss, hold, bootstrap, resample, seed)
+    found = fits.predicted(source, at)
+    _print(found if as_json else show_fits.prediction_text(found))
+
+
+@verbs.command()
+def optimal(
+    data: Data,
+    flops: Annotated[list[float], typer.Option(help="compute to spend; repeatable")],
+    law: LawName = "chinchilla",
+    columns: Columns = "",
+    where: Where = None,
+    drop_highest_loss: Drop = 0,
+    hold: Hold = None,
+    bootstrap: Bootstrap = 1000,
+    resample: Resample = "point",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Divide compute between size and tokens."""
+    from workflows import fits, show_fits
+
+    source = _source(data, law, columns, where, drop_highest_loss, hold, bootstrap, resample, seed)
+    found = fits.optimal(source, flops)
+    _print(found if as_json else show_fits.optimal_text(found))
+
+
+@verbs.command()
+def scaling(
+    data: Annotated[Path, typer.Option(help="a table (.csv, .tsv) of times by number of devices")],
+    columns: Annotated[str, typer.Option(help="p=devices,t=seconds")] = "p=p,t=t",
+    weak: Annotated[bool, typer.Option("--weak", help="the work grows with the devices")] = False,
+    bootstrap: Bootstrap = 1000,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn times at several numbers of devices into efficiencies, and fit Amdahl's or Gustafson's law and the USL."""
+    from workflows import fits, show_fits
+
+    found = fits.scaled(data, columns, weak, bootstrap, seed)
+    _print(show_fits.scaling_data(found) if as_json else show_fits.scaling_text(found))
+
+
+def _source(
+    data: Path,
+    law: str,
+    columns: str,
+    where: list[str] | None,
+    drop_highest_loss: int,
+    hold: list[str] | None,
+    bootstrap: int = 0,
+    resample: str = "point",
+    seed: int = 0,
+) -> Source:
+    from workflows.fits import Source
+
+    return Source(
+        data=data,
+        law=law,
+        columns=columns,
+        where=where or [],
+        drop_highest_loss=drop_highest_loss,
+        hold=hold or [],
+        bootstrap=bootstrap,
+        resample=resample,
+        seed=seed,
+    )
+
+
+def _print(document: Any) -> None:
+    """Print text as it is and anything else as JSON without NaN, to stdout."""
+    from analysis.result import finite
+
+    print(document if isinstance(document, str) else json.dumps(finite(document), indent=1, allow_nan=False))
