@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from mpi4py import MPI  # isort: skip  (MPI comes before torch)
-from launch import shared_file
+from launch import checkpoint, shared_file
 from launch.bootstrap import Job, RequeueRequest
 from launch.rundir import RunDir
 from mpi_ops.process_group import destroy_process_group, init_process_group
@@ -77,6 +78,8 @@ def the_disk_is_full_after_the_first_save() -> Iterator[None]:
         if run.step == 6:
             run.saver.wait()
             shared_file.new_file = lambda path: open("/dev/full", "wb")  # noqa: SIM115  (its caller closes it)
+        if run.step == 11:
+            raise AssertionError("nobody heard of the full disk")
         ADVANCE(run)
         if run.step == 10:
             run.saver._thread.join()
@@ -98,7 +101,12 @@ def the_ranks_are_asked_to_stop_once_a_save_has_begun() -> Iterator[None]:
         if run.step == 5:
             raise RequeueRequest("the walltime is near")
 
-    with mock.patch.object(program, "advance", advance):
+    def slow(path: Path) -> Any:
+        time.sleep(1)
+        return made(path)
+
+    made = shared_file.new_file
+    with mock.patch.object(program, "advance", advance), mock.patch.object(shared_file, "new_file", slow):
         yield
 
 
@@ -130,6 +138,8 @@ def attempt(comm: MPI.Intracomm, run: RunDir, case: str, data: dict[str, Any]) -
         ended = "finished"
     except Exception as error:
         ended = f"{getattr(error, 'exit_code', None)} {error}"
+        if isinstance(error, RequeueRequest):
+            ended += f", checkpoints of steps {checkpoint.steps(run.checkpoints)}"
     destroy_process_group(comm)
     return ended
 

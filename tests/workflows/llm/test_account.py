@@ -138,7 +138,7 @@ def test_a_full_disk_behind_the_training_is_loud_and_leaves_the_state_before(end
 
 
 def test_ranks_that_are_asked_to_stop_wait_for_the_save_that_has_begun(ended):
-    assert ended.sentences["stopped"] == ["None the walltime is near"] * 2
+    assert ended.sentences["stopped"] == ["None the walltime is near, checkpoints of steps [5]"] * 2
     assert checkpoint.steps(ended.directory / "stopped" / "checkpoints") == [5]
 
 
