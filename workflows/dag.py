@@ -121,9 +121,12 @@ def finish_run(
 ) -> Failure | None:
     """Bring one run to its end, starting it again as often as its resources allow; None when that went well."""
     directory, resources = study.run_dir(run), run.resources
-    command = Command(study.workflow.program, resources.ranks, resources.threads, study.site.launcher)
+    wanted, there = resources.ranks * resources.threads, study.site.usable_cores()
+    command = Command(
+        study.workflow.program, resources.ranks, resources.threads, study.site.launcher, wanted > there
+    )
     failed, reached = 0, -1
-    with cores.lent(resources.ranks * resources.threads):
+    with cores.lent(min(wanted, there)):
         while directory.state() != "done" and not stop.is_set():
             try:
                 record = run_attempt(directory, command, stop)

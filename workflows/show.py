@@ -45,6 +45,7 @@ def plan_data(study: Study) -> dict[str, Any]:
                 "ranks": run.resources.ranks,
                 "threads": run.resources.threads,
                 **asdict(run.size),
+                **(study.workflow.facts(run.config, run.resources.ranks) if study.workflow.facts else {}),
                 "estimated_s": run.estimated_s(study.site),
                 "footprint": asdict(footprint) if footprint else None,
                 "config": run.config.model_dump(mode="json"),
@@ -56,24 +57,33 @@ def plan_data(study: Study) -> dict[str, Any]:
 
 def plan_text(study: Study) -> str:
     """Return the plan as a table, another of memory and messages where ranks share runs, and one line."""
-    rows = [
-        (
-            run.id + (" (hold-out)" if run.held_out else ""),
-            run.resources.ranks,
+    columns: tuple[str, ...] = ("run", "ranks", "N", "N non-emb.", "tokens", "FLOPs", "about")
+    rows = []
+    for run in study.runs:
+        shown: tuple[str, ...] = (
             f"{run.size.n_total:,}",
             f"{run.size.n_nonembedding:,}",
             f"{run.size.d_tokens:,}",
             f"{run.size.c_flops:.3g}",
-            duration(run.estimated_s(study.site)),
         )
-        for run in study.runs
-    ]
+        if study.workflow.facts:
+            facts = study.workflow.facts(run.config, run.resources.ranks)
+            shown = tuple(_fact(name, value) for name, value in facts.items())
+            columns = ("run", "ranks", *(name.replace("_bytes", " a rank") for name in facts), "about")
+        named = run.id + (" (hold-out)" if run.held_out else "")
+        rows.append((named, run.resources.ranks, *shown, duration(run.estimated_s(study.site))))
     total = sum(run.size.c_flops for run in study.runs)
-    return table(("run", "ranks", "N", "N non-emb.", "tokens", "FLOPs", "about"), rows) + (
+    return table(columns, rows) + (
         f"\n{_layout_text(study)}{len(rows)} runs, {total:.3g} FLOPs ({study.runs[0].size.flops_convention}), about "
         f"{duration(study.estimated_s())} on {study.site.usable_cores()} cores of site '{study.site.name}'; "
         f"results in {study.directory}"
     )
+
+
+def _fact(name: str, value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return size(int(value)) if name.endswith("_bytes") else f"{value:,}"
 
 
 def _footprints(study: Study) -> list[Footprint | None]:

@@ -33,6 +33,8 @@ class Resources(Section):
     """Threads a rank; ranks times threads never exceed the site's cores."""
     retries: int = Field(default=1, ge=0)
     """How often a run that failed is started again, from its last checkpoint."""
+    oversubscribe: bool = False
+    """Whether ranks may outnumber the site's cores and take turns on them; their times then say little."""
 
 
 class Isoflop(Section):
@@ -104,9 +106,13 @@ class Run:
     size: RunSize
     resources: Resources
     held_out: bool
+    known_s: float | None = None
+    """A rough wall time in the words of the workflow."""
 
     def estimated_s(self, site: Site) -> float:
-        """Return a rough wall time from the site's figure of sustained FLOPs a core."""
+        """Return a rough wall time, else from the site's figure of sustained FLOPs a core."""
+        if self.known_s is not None:
+            return self.known_s
         cores = self.resources.ranks * self.resources.threads
         return START_UP_S + self.size.c_flops / (site.sustained_flops_per_s * cores)
 
@@ -248,10 +254,12 @@ def _run(
     granted = parse(Resources, resources, lambda at: where(("resources",), at))
     mathematics = json.dumps([workflow.name, workflow.mathematics(config)], sort_keys=True)
     digest = hashlib.sha256(mathematics.encode()).hexdigest()[:8]
-    shown = [s for s in settings if s.path[0] != "resources"]
+    # Ranks of a grid tell runs of one result apart, as strong scaling needs; other resources name no run.
+    shown = [s for s in settings if s.path[0] != "resources" or s.origin[:2] == ("sweep", "grid")]
     label = "-".join(f"{s.path[-1]}{_short(s.value)}" for s in shown) or "base"
     run_id = f"{label[:55].strip('-.')}-{digest}"
-    return Run(run_id, config, workflow.size(config), granted, held_out)
+    told_s = workflow.estimated_s and workflow.estimated_s(config, granted.ranks, granted.threads)
+    return Run(run_id, config, workflow.size(config), granted, held_out, told_s)
 
 
 def _short(value: Any) -> str:
@@ -264,7 +272,7 @@ def _check_resources(document: Document, run: Run, site: Site, workflow: Workflo
     """Refuse what the site does not have and what the workflow cannot split."""
     place = _place(document, ("resources",))
     wanted, cores = run.resources.ranks * run.resources.threads, site.usable_cores()
-    if wanted > cores:
+    if wanted > cores and not run.resources.oversubscribe:
         raise ConfigError(
             f"{place}: run {run.id} wants {run.resources.ranks} ranks of {run.resources.threads} threads, "
             f"site '{site.name}' has {cores} cores"

@@ -104,6 +104,10 @@ class Workflow:
     """Where a sweep's `isoflop.flops` and `isoflop.widths` go in the config."""
     footprint: Callable[[Any, int], Footprint] | None = None
     """(Config, ranks) -> memory and messages of a rank; None where they are not known."""
+    facts: Callable[[Any, int], dict[str, int | float | str]] | None = None
+    """(Config, ranks) -> what a plan shows of a run, by name; None for parameters, tokens and FLOPs."""
+    estimated_s: Callable[[Any, int, int], float] | None = None
+    """(Config, ranks, threads) -> a rough wall time; None where it follows from FLOPs."""
 
 
 def names() -> list[str]:

@@ -143,3 +143,19 @@ def test_a_wrong_override_is_named(tmp_path, override, sentence):
 def test_what_is_no_mapping_is_refused(tmp_path, text):
     with pytest.raises((ConfigError, YamlError), match=r"study\.yaml"):
         read(tmp_path, text)
+
+
+def test_ranks_of_a_grid_tell_runs_of_one_result_apart(tmp_path):
+    text = STUDY.split("sweep:")[0].replace("{tokens: 1e4}", "{tokens: 1e4, global_batch: 4}")
+    study = read(tmp_path, text + "sweep: {grid: {resources.ranks: [1, 2]}}\n")
+    assert [run.resources.ranks for run in study.runs] == [1, 2]
+    names, hashes = zip(*(run.id.rsplit("-", 1) for run in study.runs), strict=True)
+    assert names == ("ranks1", "ranks2")
+    assert len(set(hashes)) == 1
+
+
+def test_more_ranks_than_cores_must_be_asked_for(tmp_path):
+    text = STUDY.split("sweep:")[0].replace("{tokens: 1e4}", "{tokens: 1e4, global_batch: 512}")
+    with pytest.raises(ConfigError, match="wants 512 ranks of 1 threads, site 'local' has"):
+        read(tmp_path, text, "resources.ranks=512")
+    assert read(tmp_path, text, "resources.ranks=512", "resources.oversubscribe=true").runs

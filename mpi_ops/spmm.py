@@ -1,0 +1,158 @@
+"""A sparse matrix spread over ranks by rows, times dense rows spread alike.
+
+The product of a row adds its entries in the order in which the caller stored them, whoever owns the columns: with the
+order of global columns the result is bit-identical for any number of ranks. With `overlap` the columns of this rank
+are multiplied while the halo travels, and the others added after: faster, and equal up to rounding.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mpi_ops.errors import TensorError
+from mpi_ops.halo import HaloPlan
+from mpi_ops.partition import RowPartition
+
+POLLS = 16
+"""Pieces of the interior product between which a travelling halo is moved on."""
+CHUNK = 1 << 22
+"""Entries whose columns are renumbered at once."""
+Integers = NDArray[np.int32] | NDArray[np.int64]
+
+
+class SpreadMatrix:
+    """This rank's rows of a sparse matrix. Every rank makes one together and multiplies alike."""
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        partition: RowPartition,
+        indptr: Integers,
+        columns: Integers,
+        values: NDArray[np.float32],
+        *,
+        wire: str = "fp32",
+        overlap: bool = False,
+    ) -> None:
+        """Take rows in compressed form: `indptr` (own rows + 1,), global `columns` and `values` (entries,).
+
+        Cost: that of a HaloPlan.
+        """
+        mine = partition.rows(comm.rank)
+        self.plan = HaloPlan(comm, partition, _outside(columns, mine), wire)
+        self.n_rows, self.n_halo = len(mine), len(self.plan.halo_rows)
+        local = _renumbered(columns, mine, self.plan.halo_rows)
+        shape = (self.n_rows, self.n_rows + self.n_halo)
+        self._whole: Tensor | None = None
+        self._interior: list[tuple[slice, Tensor]] = []
+        if not overlap:
+            self._whole = _csr(indptr, local, values, shape)
+            return
+        inside = local < self.n_rows
+        self._interior = _slices(*_only(indptr, local, values, inside), self.n_rows)
+        border, columns_there, values_there = _only(indptr, local, values, ~inside)
+        self._border = _csr(border, columns_there - self.n_rows, values_there, (self.n_rows, self.n_halo))
+
+    def buffer_bytes(self, columns: int) -> int:
+        """Return what a product with so many columns holds beside its arguments."""
+        return (self.n_rows + self.n_halo) * columns * 4 + self.plan.buffer_bytes(columns)
+
+    def multiply(self, x: Tensor, out: Tensor) -> None:
+        """Set `out` (own rows, columns) to the matrix times `x`, of which each rank holds its rows; they may be one.
+
+        Raises:
+            TensorError: not fp32, not contiguous, or not of this rank's rows.
+
+        Cost: a halo exchange of the columns; 2 flop an entry and column.
+        """
+        for name, tensor in (("x", x), ("out", out)):
+            if tensor.dtype != torch.float32 or not tensor.is_contiguous() or len(tensor) != self.n_rows:
+                raise TensorError(
+                    f"{name} is {tensor.dtype} {list(tensor.shape)}, contiguous {tensor.is_contiguous()}: a product "
+                    f"takes contiguous fp32 of {self.n_rows} rows"
+                )
+        operand = torch.empty(self.n_rows + self.n_halo, x.shape[1])
+        travelling = self.plan.start(x, operand[self.n_rows :])
+        operand[: self.n_rows] = x
+        if self._whole is not None:
+            travelling.wait()
+            torch.addmm(out, self._whole, operand, beta=0, out=out)
+            return
+        for rows, matrix in self._interior:
+            torch.addmm(out[rows], matrix, operand[: self.n_rows], beta=0, out=out[rows])
+            travelling.poll()
+        travelling.wait()
+        if self.n_halo:
+            torch.addmm(out, self._border, operand[self.n_rows :], out=out)
+
+    def free(self) -> None:
+        """Free the plan's communicator. Every rank calls it."""
+        self.plan.free()
+
+
+def _outside(columns: Integers, mine: range) -> NDArray[np.int64]:
+    """Return the columns of other ranks, ascending, each once; a chunk at a time, for memory's sake."""
+    found = []
+    for at in range(0, len(columns), CHUNK):
+        chunk = columns[at : at + CHUNK]
+        found.append(np.unique(chunk[(chunk < mine.start) | (chunk >= mine.stop)]))
+    return np.unique(np.concatenate(found)).astype(np.int64) if found else np.empty(0, np.int64)
+
+
+def _renumbered(columns: Integers, mine: range, halo: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return each column's row in (own rows, halo rows)."""
+    if not len(halo) and mine.start == 0:
+        return columns.astype(np.int32, copy=False)
+    local = np.empty(len(columns), np.int32)
+    for at in range(0, len(columns), CHUNK):
+        chunk = columns[at : at + CHUNK]
+        outside = (chunk < mine.start) | (chunk >= mine.stop)
+        piece = chunk - mine.start
+        piece[outside] = len(mine) + np.searchsorted(halo, chunk[outside])
+        local[at : at + CHUNK] = piece
+    return local
+
+
+def _only(
+    indptr: Integers, columns: NDArray[np.int32], values: NDArray[np.float32], keep: NDArray[np.bool_]
+) -> tuple[Integers, NDArray[np.int32], NDArray[np.float32]]:
+    """Return the entries to keep, in their order."""
+    before = np.concatenate([[0], np.cumsum(keep)])
+    return before[indptr], columns[keep], values[keep]
+
+
+def _slices(
+    indptr: Integers, columns: NDArray[np.int32], values: NDArray[np.float32], n_columns: int
+) -> list[tuple[slice, Tensor]]:
+    """Return the matrix in pieces of rows with about equally many entries."""
+    n_rows = len(indptr) - 1
+    cuts = np.searchsorted(indptr, np.linspace(0, indptr[-1], POLLS + 1)[1:-1])
+    borders = np.unique(np.concatenate([[0], np.minimum(cuts, n_rows), [n_rows]]))
+    made = []
+    for a, b in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+        entries = slice(int(indptr[a]), int(indptr[b]))
+        piece = indptr[a : b + 1] - indptr[a]
+        made.append((slice(a, b), _csr(piece, columns[entries], values[entries], (b - a, n_columns))))
+    return made
+
+
+def _csr(
+    indptr: Integers, columns: NDArray[np.int32], values: NDArray[np.float32], shape: tuple[int, int]
+) -> Tensor:
+    """Return a torch CSR matrix over the arrays; 32-bit indices, which its product is made for, while they fit."""
+    index = np.int32 if len(columns) < 2**31 else np.int64
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse")  # CSR is called a beta, unchecked CSR a risk
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(np.ascontiguousarray(indptr, index)),
+            torch.from_numpy(columns.astype(index, copy=False)),
+            torch.from_numpy(values),
+            shape,
+            check_invariants=False,
+        )

@@ -1,0 +1,243 @@
+"""Graphs and vectors on ranks, held against one process and against dense arithmetic; test_on_ranks.py judges them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+from workflows.embedding import methods
+from workflows.embedding.config import EmbedConfig
+from workflows.embedding.errors import GraphError
+from workflows.embedding.graph import Graph, load
+from workflows.embedding.problem import Problem, standardize
+from workflows.embedding.projection import projection
+
+EDGES = [
+    (0, 1, 2.0),
+    (1, 0, 0.3),
+    (0, 1, 0.1),
+    (5, 2, 1e-3),
+    (2, 2, 4.0),
+    (7, 0, 1.5),
+    (3, 1, 0.25),
+    (6, 5, 1.0),
+]
+NODES = 9
+"""4 and 8 have no edge."""
+
+
+@contextmanager
+def shared_file(comm: MPI.Intracomm, text: str, name: str = "edges.txt") -> Iterator[str]:
+    """Yield the path of a file that every rank may read."""
+    place = comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None)
+    path = Path(place) / name
+    if comm.rank == 0:
+        path.write_text(text)
+    comm.Barrier()
+    try:
+        yield str(path)
+    finally:
+        comm.Barrier()
+        if comm.rank == 0:
+            shutil.rmtree(place)
+
+
+def config(graph: dict[str, Any], **sections: dict[str, Any]) -> EmbedConfig:
+    return EmbedConfig.model_validate({"graph": graph, **sections})
+
+
+def dense(graph: Graph) -> np.ndarray:
+    """Return the whole adjacency matrix, on every rank."""
+    rows = np.zeros((len(graph.rows), graph.n_nodes))
+    rows[np.repeat(np.arange(len(rows)), np.diff(graph.indptr)), graph.columns] = graph.weights
+    return np.concatenate(graph.comm.allgather(rows))
+
+
+def whole(graph: Graph, blocks: list[torch.Tensor]) -> torch.Tensor:
+    """Return the vectors of all nodes, on every rank."""
+    return torch.cat(graph.comm.allgather(torch.cat(blocks, 1)))
+
+
+def vectors(comm: MPI.Intracomm, wanted: EmbedConfig) -> torch.Tensor:
+    """Return what a method makes of a graph."""
+    graph = load(comm, wanted.graph)
+    problem, method = Problem(graph, wanted), methods.get(wanted.embedding.method)
+    state = method.begin(problem)
+    for step in range(1, method.steps(wanted.embedding) + 1):
+        method.advance(problem, state, step)
+    made = method.result(problem, state)
+    if wanted.embedding.standardize:
+        standardize(comm, made, graph.n_nodes)
+    return whole(graph, made)
+
+
+def test_rows_are_the_edges_whatever_way_they_are_understood(comm: MPI.Intracomm) -> None:
+    text = "# from to weight\n" + "".join(f"{a} {b}\t{w}\n" for a, b, w in EDGES)
+    with shared_file(comm, text) as path:
+        for direction in ("both", "out", "in"):
+            for duplicates, add in (("sum", lambda x, y: x + y), ("one", max)):
+                for self_loops in ("keep", "drop"):
+                    want = np.zeros((NODES, NODES))
+                    for a, b, w in EDGES:
+                        ways = {"out": {(a, b)}, "in": {(b, a)}, "both": {(a, b), (b, a)}}[direction]
+                        for i, j in ways if a != b or self_loops == "keep" else ():
+                            want[i, j] = add(want[i, j], w)
+                    graph = load(comm, config({
+                        "path": path, "weighted": True, "nodes": NODES, "direction": direction,
+                        "duplicates": duplicates, "self_loops": self_loops, "chunk_bytes": 1024,
+                    }).graph)  # fmt: skip
+                    np.testing.assert_array_equal(dense(graph), want.astype(np.float32))
+                    np.testing.assert_allclose(
+                        np.concatenate(comm.allgather(graph.degrees())), want.sum(1), rtol=1e-6
+                    )
+                    assert graph.edges_read == len(EDGES)
+                    for a, b in zip(graph.indptr[:-1], graph.indptr[1:], strict=True):
+                        assert (np.diff(graph.columns[a:b]) > 0).all(), "columns do not ascend"
+
+
+def test_words_are_numbered_alike_by_any_number_of_ranks(comm: MPI.Intracomm) -> None:
+    lines = [f"node-{a}\tnode-{b}" for a, b, _ in EDGES]
+    with shared_file(comm, "\n".join(lines)) as path:
+        wanted = config({"path": path, "ids": "string"}).graph
+        here, alone = load(comm, wanted), load(MPI.COMM_SELF, wanted)
+        np.testing.assert_array_equal(dense(here), dense(alone))
+        words = {k: v for each in comm.allgather(here.words) for k, v in each.items()}
+        assert words == alone.words
+        number = {word: k for k, word in words.items()}
+        assert sorted(words) == list(range(7))
+        want = np.zeros((7, 7))
+        for a, b, _ in EDGES:
+            for i, j in {(a, b), (b, a)}:
+                want[number[b"node-%d" % i], number[b"node-%d" % j]] += 1
+        np.testing.assert_array_equal(dense(here), want)
+
+
+def test_an_r_mat_graph_does_not_depend_on_ranks(comm: MPI.Intracomm) -> None:
+    wanted = config({"rmat": {"scale": 9, "edge_factor": 4}}).graph
+    here = dense(load(comm, wanted))
+    np.testing.assert_array_equal(here, dense(load(MPI.COMM_SELF, wanted)))
+    np.testing.assert_array_equal(here, here.T)
+    assert set(np.unique(here)) == {0.0, 1.0}
+    assert not here.diagonal().any()
+
+
+def test_vectors_are_bit_identical_to_those_of_one_rank(comm: MPI.Intracomm) -> None:
+    for embedding, execution in (
+        ({"dim": 48}, {"column_block": 32}),
+        ({"dim": 48}, {"column_block": 7}),
+        ({"dim": 9, "standardize": True, "self_influence": 0.5}, {}),
+        ({"dim": 16, "weights": [1.0, 0.5], "row_l2": False, "input_matrix": "adjacency"}, {}),
+        ({"dim": 16, "projection": {"kind": "gaussian"}}, {}),
+    ):
+        wanted = config({"rmat": {"scale": 10, "edge_factor": 4}}, embedding=embedding, execution=execution)
+        here, alone = vectors(comm, wanted), vectors(MPI.COMM_SELF, wanted)
+        assert here.numpy().tobytes() == alone.numpy().tobytes(), embedding
+        assert here.isfinite().all()
+        assert len({row.tobytes() for row in here.numpy()}) > 500
+
+
+def test_vectors_with_another_wire_or_overlap_are_those_but_for_rounding(comm: MPI.Intracomm) -> None:
+    def made(**execution: Any) -> torch.Tensor:
+        return vectors(comm, config({"rmat": {"scale": 9}}, embedding={"dim": 24}, execution=execution))
+
+    exact = made()
+    assert (made(overlap=True) - exact).abs().max() < 1e-4 * exact.abs().max()
+    assert 0 <= (made(wire="bf16") - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_fastrp_is_its_closed_form(comm: MPI.Intracomm) -> None:
+    """Card, check 1: sum of w_i rownorm(A^i L R) by dense matrix powers, in fp64."""
+    weights, beta, influence = [0.5, 0.0, 1.0, 2.5], -0.7, 0.25
+    rng = np.random.default_rng(3)
+    pairs = rng.integers(0, 190, (700, 2))  # of 200 nodes the last ten are isolated
+    with shared_file(comm, "".join(f"{a},{b}\n" for a, b in pairs)) as path:
+        wanted = config(
+            {"path": path, "delimiter": ",", "nodes": 200},
+            embedding={
+                "dim": 32, "weights": weights, "normalization_strength": beta, "self_influence": influence,
+                "projection": {"s": 3.0},
+            },
+            execution={"column_block": 20},
+        )  # fmt: skip
+        graph = load(comm, wanted.graph)
+        S = dense(graph)
+        d = S.sum(1)
+        A = np.divide(S, d[:, None], out=np.zeros_like(S), where=d[:, None] > 0)
+        R = projection(wanted.embedding, 200, range(200), range(32), np.ones(200)).double().numpy()
+        LR = np.where(d > 0, d, 1.0)[:, None] ** beta * R
+
+        def unit(U: np.ndarray) -> np.ndarray:
+            length = np.linalg.norm(U, axis=1, keepdims=True)
+            return np.divide(U, length, out=np.zeros_like(U), where=length > 0)
+
+        want = influence * unit(LR)
+        for i, w in enumerate(weights, 1):
+            want += w * unit(np.linalg.matrix_power(A, i) @ LR)
+        got = vectors(comm, wanted).double().numpy()
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_isolated_nodes_stay_zero_when_columns_are_standardised(comm: MPI.Intracomm) -> None:
+    with shared_file(comm, "0 1\n1 2\n2 0\n5 6\n6 1\n") as path:
+        made = vectors(comm, config({"path": path, "nodes": 9}, embedding={"dim": 8, "standardize": True}))
+    zero = (made == 0).all(1)
+    assert set(np.flatnonzero(zero).tolist()) >= {3, 4, 7, 8}
+    connected = made[[0, 1, 2, 5, 6]]
+    assert (connected != 0).any(1).sum() >= 3
+
+
+def test_standardised_columns_have_mean_0_and_deviation_1(comm: MPI.Intracomm) -> None:
+    made = vectors(comm, config({"rmat": {"scale": 9, "edge_factor": 40}}, embedding={"dim": 8})).double()
+    wanted = config({"rmat": {"scale": 9, "edge_factor": 40}}, embedding={"dim": 8, "standardize": True})
+    got = vectors(comm, wanted).double()
+    kept = (made != 0).any(1)
+    want = (made - made.mean(0)) / made.std(0, correction=0)
+    assert (got[kept] - want[kept]).abs().max() < 1e-5
+
+
+def test_renamed_nodes_get_the_same_vectors(comm: MPI.Intracomm) -> None:
+    """Card, check 2: with R renamed along with the nodes, the result is renamed and nothing else."""
+    rng = np.random.default_rng(8)
+    pairs, new = rng.integers(0, 50, (200, 2)), rng.permutation(50)
+
+    class Renamed(Problem):
+        def projection(self, scale: np.ndarray) -> list[torch.Tensor]:
+            old = np.argsort(new)[self.graph.rows.start : self.graph.rows.stop]
+            rows = [
+                projection(self.config.embedding, 50, range(v, v + 1), range(12), np.ones(1)) for v in old
+            ]
+            return [torch.cat(rows) * torch.from_numpy(scale).float()[:, None]]
+
+    def made(kind: type[Problem], ends: np.ndarray) -> torch.Tensor:
+        with shared_file(comm, "".join(f"{a} {b}\n" for a, b in ends)) as path:
+            wanted = config({"path": path, "nodes": 50}, embedding={"dim": 12})
+            graph = load(comm, wanted.graph)
+            problem, method = kind(graph, wanted), methods.get("fastrp")
+            state = method.begin(problem)
+            for step in range(1, 5):
+                method.advance(problem, state, step)
+            return whole(graph, method.result(problem, state))
+
+    before, after = made(Problem, pairs), made(Renamed, new[pairs])
+    assert (after[new] - before).abs().max() < 1e-5
+
+
+def test_one_ranks_bad_line_is_every_ranks_error(comm: MPI.Intracomm) -> None:
+    for bad, sentence in (
+        ("7 x\n", r"edges.txt:1201: '7 x': 'x' is no node id"),
+        ("7\n", r"edges.txt:1201: '7': 1 columns, an edge has 2"),
+    ):
+        with (
+            shared_file(comm, "1 2\n" * 1200 + bad) as path,
+            pytest.raises(GraphError, match=sentence),
+        ):
+            load(comm, config({"path": path, "chunk_bytes": 1024}).graph)

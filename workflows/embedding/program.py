@@ -1,0 +1,202 @@
+"""What each rank of an embedding run does. Started as `python -m mpi4py -m workflows.embedding.program RUN_DIR`."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch import bootstrap, checkpoint  # isort: skip  (MPI comes before torch)
+import torch
+from mpi4py import MPI
+
+from analysis.store.schema import StreamSpec
+from launch.agree import everywhere
+from launch.metrics import Metrics
+from mpi_ops.counters import tally
+from slurm.strict_yaml import load as load_yaml
+from workflows.config import parse
+from workflows.embedding import graph as graphs
+from workflows.embedding import methods
+from workflows.embedding.config import EmbedConfig
+from workflows.embedding.convert import readable
+from workflows.embedding.labels import read_labels
+from workflows.embedding.output import write_vectors
+from workflows.embedding.problem import Blocks, Problem, standardize
+
+STREAMS = (
+    StreamSpec("power_s", "s", "wall time of the step, on the slowest rank"),
+    StreamSpec("halo_bytes", "B", "sent by all ranks together in the step"),
+    StreamSpec(
+        "micro_f1", "1", "mean over shuffles; step: percent of labels that train, tokens: nodes that train"
+    ),
+    StreamSpec("macro_f1", "1", "the same, each class counting alike"),
+)
+SUMMARY = (
+    "nodes",
+    "edges",
+    "nnz",
+    "dim",
+    "ranks",
+    "read_s",
+    "embed_s",
+    "write_s",
+    "wall_s",
+    "peak_bytes",
+    "peak_bytes_least",
+    "halo_bytes",
+)
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds of each part of the run, over all attempts that count."""
+
+    read_s: float = 0.0
+    embed_s: float = 0.0
+    write_s: float = 0.0
+    began_s: float = field(default_factory=time.monotonic)
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap."""
+        now_s = time.monotonic()
+        lap_s, self.began_s = now_s - self.began_s, now_s
+        return lap_s
+
+
+def main() -> None:
+    """Run as one rank of the job that the command line names."""
+    with bootstrap.start() as job:
+        held = load_yaml(job.run.config)
+        config = parse(
+            EmbedConfig, held.data["config"], lambda at: f"{held.source}: {'.'.join(map(str, at))}"
+        )
+        embed(job, config, Path(held.data["cache_dir"]))
+
+
+def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
+    """Read, embed and write, going on from the last checkpoint if there is one."""
+    method, clock = methods.get(config.embedding.method), Clock()
+    graph = graphs.load(job.comm, readable(config.graph, cache_dir))
+    problem = Problem(graph, config)
+    clock.read_s = clock.lap()
+    steps = method.steps(config.embedding)
+    halo = tally("halo", "rows")
+    saved = checkpoint.steps(job.run.checkpoints)
+    meta = _meta(job, config, saved[-1] if saved else 0)
+    with Metrics(
+        job.comm, job.run.attempt(job.attempt, "h5"), meta=meta, streams=STREAMS, summary=SUMMARY
+    ) as metrics:
+        state = method.begin(problem)
+        step = _restore(job, problem, state, metrics) if saved else 0
+        while step < steps:
+            sent_before = halo.sent_bytes
+            method.advance(problem, state, step + 1)
+            step += 1
+            job.step = step
+            lap_s = clock.lap()
+            clock.embed_s += lap_s
+            metrics.step(step, lap_s)
+            slowest_s = job.comm.allreduce(lap_s, MPI.MAX)
+            sent = job.comm.allreduce(halo.sent_bytes - sent_before)
+            metrics.record(step, step, power_s=slowest_s, halo_bytes=sent)
+            every = config.execution.checkpoint_every
+            if every and step % every == 0 and step < steps:
+                _save(job, problem, state, step, metrics)
+                clock.lap()
+        vectors = method.result(problem, state)
+        if config.embedding.standardize:
+            standardize(job.comm, vectors, graph.n_nodes)
+        clock.embed_s += clock.lap()
+        attributes = {"run_id": job.run.path.name, "config": json.dumps(config.model_dump(mode="json"))}
+        write_vectors(graph, vectors, job.run.path / "vectors.h5", attributes)
+        clock.write_s = clock.lap()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        _evaluate(job, config, cache_dir, graph, vectors, metrics)
+        metrics.finish(
+            step,
+            nodes=graph.n_nodes,
+            edges=graph.edges_read,
+            nnz=graph.nnz,
+            dim=config.embedding.dim,
+            ranks=job.world_size,
+            read_s=job.comm.allreduce(clock.read_s, MPI.MAX),
+            embed_s=job.comm.allreduce(clock.embed_s, MPI.MAX),
+            write_s=job.comm.allreduce(clock.write_s, MPI.MAX),
+            wall_s=job.comm.allreduce(clock.read_s + clock.embed_s + clock.write_s, MPI.MAX),
+            peak_bytes=job.comm.allreduce(peak, MPI.MAX),
+            peak_bytes_least=job.comm.allreduce(peak, MPI.MIN),
+            halo_bytes=job.comm.allreduce(halo.sent_bytes),
+        )
+
+
+def _evaluate(
+    job: bootstrap.Job,
+    config: EmbedConfig,
+    cache_dir: Path,
+    graph: graphs.Graph,
+    vectors: Blocks,
+    metrics: Metrics,
+) -> None:
+    """Hold the vectors against what `eval` names, a row for each share of labels: its step is the percentage."""
+    if config.eval.classification:
+        from workflows.embedding.evaluation import classify
+
+        wanted = config.eval.classification
+        labels = everywhere(job.comm, lambda: read_labels(wanted, cache_dir, graph.n_nodes))
+        for score in classify(graph, vectors, labels, wanted):
+            metrics.record(round(score.percent), score.trained, micro_f1=score.micro, macro_f1=score.macro)
+
+
+def _save(job: bootstrap.Job, problem: Problem, state: methods.State, step: int, metrics: Metrics) -> None:
+    """Commit the state of all ranks; a block of rows of each is a piece of one array over all nodes."""
+    rows, n_nodes = problem.graph.rows, problem.graph.n_nodes
+    pieces = [
+        checkpoint.Piece(f"{name}/{i}", block.numpy(), (n_nodes, block.shape[1]), (rows.start, 0))
+        for name, blocks in state.items()
+        for i, block in enumerate(blocks)
+    ]
+    metrics.flush()  # a resumed run keeps the rows up to its checkpoint, so they must be there
+    checkpoint.save(job.comm, job.run.checkpoints, step, pieces, {})
+
+
+def _restore(job: bootstrap.Job, problem: Problem, state: methods.State, metrics: Metrics) -> int:
+    """Take the state back, bit by bit, and return the step it is of. Another number of ranks may have saved it."""
+    rows, n_nodes = problem.graph.rows, problem.graph.n_nodes
+    blocks = {f"{name}/{i}": block.numpy() for name, held in state.items() for i, block in enumerate(held)}
+    wanted = {
+        name: checkpoint.Wanted((n_nodes, block.shape[1]), (rows.start, 0), block.shape, block.dtype)
+        for name, block in blocks.items()
+    }
+    saved = checkpoint.load(job.comm, job.run.checkpoints, wanted)
+    if saved is None:
+        return 0
+    for name, block in blocks.items():
+        block[...] = saved.arrays[name]
+    for sentence in saved.skipped:
+        metrics.event("damaged", sentence, saved.step)
+        if job.rank == 0:
+            print(f"rank 0: {sentence}; going on from step {saved.step}", file=sys.stderr)
+    metrics.event("restored", f"from step {saved.step}", saved.step)
+    job.step = saved.step
+    return saved.step
+
+
+def _meta(job: bootstrap.Job, config: EmbedConfig, restore_step: int) -> dict[str, str | int]:
+    return {
+        "workflow": "embedding",
+        "run_id": job.run.path.name,
+        "attempt": job.attempt,
+        "restore_step": restore_step,
+        "world_size": job.world_size,
+        "layout": json.dumps({"rows": job.world_size}),
+        "config": json.dumps(config.model_dump(mode="json")),
+        "torch": str(torch.__version__),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What the embedding runs offer to studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workflows.embedding.config import EmbedConfig, check_ranks, mathematics
+from workflows.embedding.footprint import estimated_s, facts, footprint, size
+from workflows.workflow import Workflow
+
+
+def prepare(config: EmbedConfig, cache_dir: Path) -> str:
+    """Convert a matrix that ranks cannot read their share of, unless that was done, and say what is read."""
+    from workflows.embedding.convert import CONVERTED, convert
+    from workflows.embedding.survey import survey
+
+    found = survey(config.graph)
+    labels = config.eval.classification.labels if config.eval.classification else ""
+    for path in {config.graph.path or "" if config.graph.kind in CONVERTED else "", labels}:
+        if path.endswith(tuple(f".{kind}" for kind in CONVERTED)):
+            convert(path, cache_dir)
+    return (
+        f"{config.graph.path or 'R-MAT'}: {found.nodes:,} nodes, {found.edges:,} edges, {found.nnz:,} entries"
+    )
+
+
+WORKFLOW = Workflow(
+    name="embedding",
+    description="network embedding on MPI ranks that share the rows of the graph",
+    config=EmbedConfig,
+    program="workflows.embedding.program",
+    mathematics=mathematics,
+    size=size,
+    check_ranks=check_ranks,
+    prepare=prepare,
+    isoflop_keys=(("embedding", "dim"), ("embedding", "dim")),
+    footprint=footprint,
+    facts=facts,
+    estimated_s=estimated_s,
+)
