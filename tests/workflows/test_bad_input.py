@@ -49,7 +49,7 @@ def test_a_wrong_study_is_refused_before_anything_is_made(small, isoflop, change
 @pytest.fixture
 def other_tokens(tmp_path, text) -> Path:
     """Return a token file whose header names a tokenizer that this suite does not have."""
-    made = prepare_tokens(DataConfig(source=str(text)), tmp_path / "tokens").path
+    made = prepare_tokens(DataConfig(source=str(text)), 256, tmp_path / "tokens").path
     header = made.with_suffix(".json")
     header.write_text(header.read_text().replace('"byte"', '"bpe"'))
     return made

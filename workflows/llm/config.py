@@ -47,7 +47,7 @@ class ModelConfig(Section):
     seq_len: Count = 128
     """Tokens a sequence."""
     vocab_size: Count = BYTE_VOCABULARY
-    """Rows of the embedding; the byte tokenizer needs 256."""
+    """Rows of the embedding; the tokenizers byte and bpe need 256."""
     tied_head: bool = True
     """Whether the output head shares the embedding's weights."""
     rope_theta: Positive = 10_000.0
@@ -135,16 +135,31 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Text, cut into documents (files), read as bytes."""
+    """Text, cut into documents (files), and what becomes of it."""
 
     source: str = "stdlib"
     """`stdlib` (the sources of Python's standard library), a file, a glob of files, or a ready `.tokens` file."""
-    tokenizer: Literal["byte"] = "byte"
-    """How text becomes tokens."""
+    tokenizer: str = "byte"
+    """How text becomes tokens: `byte`; `bpe`, byte pairs learned from the training documents, up to model.vocab_size
+    of them; or a `.json` file of Hugging Face's tokenizers."""
+    mask_documents: bool = False
+    """Whether a token sees those of its own document only, positions counted from the document's start. What follows
+    a document's last token is the next document's first one, with or without."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the documents that training never sees; at least one document."""
     seed: Seed = 0
     """Of the order of training sequences and of the choice of documents for validation."""
+
+    @property
+    def kind(self) -> str:
+        """`byte`, `bpe` or `file`."""
+        return "file" if self.tokenizer.endswith(".json") else self.tokenizer
+
+    @model_validator(mode="after")
+    def _known(self) -> DataConfig:
+        if self.kind not in ("byte", "bpe", "file"):
+            raise ValueError(f"data.tokenizer={self.tokenizer}: byte, bpe, or a tokenizer's .json file")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -265,9 +280,10 @@ class LlmConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> LlmConfig:
-        if self.model.vocab_size < BYTE_VOCABULARY:
+        kind = self.data.kind
+        if self.model.vocab_size < BYTE_VOCABULARY and kind != "file":
             raise ValueError(
-                f"model.vocab_size={self.model.vocab_size}: the byte tokenizer needs {BYTE_VOCABULARY}"
+                f"model.vocab_size={self.model.vocab_size}: the {kind} tokenizer needs {BYTE_VOCABULARY}"
             )
         return self
 

@@ -1,85 +1,117 @@
-"""Text as tokens in one memory-mapped file, and the batches of a run as a pure function of seed and step."""
+"""Text as tokens in one memory-mapped file, made once and named by a hash of all that it follows from."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from launch.rundir import make_private, write_private
 from workflows.errors import ConfigError
-from workflows.llm.config import BYTE_VOCABULARY, DataConfig, LlmConfig
+from workflows.llm.batches import Packed
+from workflows.llm.config import DataConfig
+from workflows.llm.tokenizer import Document, Tokenizer, read_tokenizer, train_bpe
 
-SCHEMA = "isoflop-tokens/1"
+SCHEMA = "isoflop-tokens/2"
 NO_TEXT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 PIECES = 64
 """Documents that a text of a single file is cut into, so that some of it can be held back."""
 
-Document = tuple[str, bytes]
-IntArray = NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
 class TokenFile:
-    """Tokens on disk, those of training first. The file's name is a hash of the text and how it was cut."""
+    """Tokens on disk, those of training first, and beside them (`.starts`) the place of each document's first one.
+
+    The file's name is a hash of the text and how it was cut.
+    """
 
     path: Path
     tokenizer: str
+    """`byte`, `bpe`, or `file`: a ready one."""
+    tokenizer_sha256: str
+    """Of the tokenizer's JSON, which lies beside as `.tokenizer.json`; empty for bytes."""
     vocab_size: int
+    """Above every token."""
     text_sha256: str
     documents: int
     validation_documents: int
     train_tokens: int
     validation_tokens: int
+    validation_bytes: int
     schema: str = SCHEMA
 
     def __str__(self) -> str:
+        cut = "" if self.tokenizer == "byte" else f", {self.bytes_per_token:.2f} bytes a token"
         return (
             f"text: {self.train_tokens:,} {self.tokenizer} tokens to train on, {self.validation_tokens:,} to "
-            f"validate on, in {self.documents} documents"
+            f"validate on, in {self.documents} documents{cut}"
         )
 
-    def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return the tokens of training and of validation, mapped, not loaded."""
-        tokens = np.memmap(self.path, dtype=np.uint8, mode="r")
-        return tokens[: self.train_tokens], tokens[self.train_tokens :]
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of the validation text over its tokens: a loss in nats a token over this is one in nats a byte."""
+        return self.validation_bytes / self.validation_tokens
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the tokens on disk: the smallest that holds the vocabulary, little-endian."""
+        return np.dtype("u1" if self.vocab_size <= 2**8 else "<u2" if self.vocab_size <= 2**16 else "<u4")
+
+    def read(self) -> tuple[Packed, Packed]:
+        """Return the text of training and that of validation, mapped, not loaded."""
+        tokens = np.memmap(self.path, dtype=self.dtype, mode="r")
+        starts = np.fromfile(self.path.with_suffix(".starts"), "<i8")
+        trained = self.documents - self.validation_documents
+        return (
+            Packed(tokens[: self.train_tokens], starts[:trained]),
+            Packed(tokens[self.train_tokens :], starts[trained:]),
+        )
 
 
-def open_tokens(path: Path, tokenizer: str) -> TokenFile:
+def open_tokens(path: Path, config: DataConfig, vocab_size: int) -> TokenFile:
     """Return the token file `path` as the header beside it (`.json`) describes it.
 
     Raises:
-        ConfigError: one of the two is missing, unreadable or empty, the header is none, or it tells of
-            another tokenizer or another number of tokens.
+        ConfigError: one of the files is missing, unreadable or empty, the header is none, or it tells of
+            another tokenizer, of more symbols than `vocab_size`, or of another number of tokens or documents.
     """
     header_path = path.with_suffix(".json")
     try:
-        held = path.stat().st_size
+        held, placed = path.stat().st_size, path.with_suffix(".starts").stat().st_size
         header = TokenFile(**{**json.loads(header_path.read_bytes()), "path": path})
-        wanted = header.train_tokens + header.validation_tokens
-        if min(header.train_tokens, header.validation_tokens) < 0:
+        counts = (header.train_tokens, header.validation_tokens, header.documents, header.validation_bytes)
+        if min(counts) < 0:
             raise ValueError
+        wanted = (header.train_tokens + header.validation_tokens) * header.dtype.itemsize
     except OSError as error:
         raise ConfigError(f"data.source: {error.filename}: {error.strerror}") from None
     except (TypeError, ValueError):
         raise ConfigError(f"data.source: {header_path}: is no header of a token file") from None
+    ready = (
+        read_tokenizer(Path(config.tokenizer)).sha256 if config.kind == "file" else header.tokenizer_sha256
+    )
     for what, found, needed in (
         ("schema", header.schema, SCHEMA),
-        ("tokenizer", header.tokenizer, tokenizer),
-        ("number of tokens", held, wanted),
+        ("tokenizer", header.tokenizer, config.kind),
+        ("tokenizer's SHA-256", header.tokenizer_sha256, ready),
+        ("size in bytes", held, wanted),
+        ("number of documents", placed, header.documents * 8),
     ):
         if found != needed:
             raise ConfigError(f"data.source: {path}: its {what} is {found}, it should be {needed}")
     if not held:
         raise ConfigError(f"data.source: {path}: holds no tokens")
+    if header.vocab_size > vocab_size:
+        raise ConfigError(f"model.vocab_size={vocab_size}: {path} has {header.vocab_size} symbols")
     return header
 
 
@@ -96,7 +128,9 @@ def read_documents(source: str) -> list[Document]:
         named = [(path.relative_to(root).as_posix(), path) for path in _sources(root)]  # wherever Python lies
     else:
         found = [source] if os.path.isfile(source) else glob.glob(source, recursive=True)
-        named = [(name, Path(name)) for name in found if not os.path.isdir(name)]
+        root = Path(source).parent if os.path.isfile(source) else _fixed_part(source)
+        paths = [Path(name) for name in found if not os.path.isdir(name)]
+        named = [(path.relative_to(root).as_posix(), path) for path in paths]  # wherever the text lies
     if not named:
         raise ConfigError(f"data.source: no file '{source}'; give 'stdlib', a file, or a glob of files")
     documents = []
@@ -111,8 +145,23 @@ def read_documents(source: str) -> list[Document]:
     if len(documents) > 1:
         return documents
     [(name, text)] = documents
-    cuts = [len(text) * piece // PIECES for piece in range(PIECES + 1)]
+    cuts = _cuts(text)
     return [(f"{name}#{i:02d}", text[cuts[i] : cuts[i + 1]]) for i in range(PIECES)]
+
+
+def _cuts(text: bytes) -> list[int]:
+    """Return where each of PIECES pieces begins, and the end; in a text of UTF-8 no character is cut."""
+    cuts = [len(text) * piece // PIECES for piece in range(PIECES + 1)]
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return cuts
+    return [next((i for i in range(at, len(text)) if text[i] & 0xC0 != 0x80), len(text)) for at in cuts]
+
+
+def _fixed_part(pattern: str) -> Path:
+    """Return the folder that all files of a glob lie in, as far as the pattern itself says."""
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
 
 
 def _sources(root: Path) -> Iterator[Path]:
@@ -122,41 +171,63 @@ def _sources(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in files if name.endswith(".py"))
 
 
-def prepare_tokens(config: DataConfig, cache_dir: Path) -> TokenFile:
+def prepare_tokens(config: DataConfig, vocab_size: int, cache_dir: Path) -> TokenFile:
     """Write the token file of `config` into `cache_dir` unless it is there, and return it.
 
     Any number of processes may prepare at once: files are written beside their place and renamed into it, the
-    header last, so that a header stands for a whole file. A source `*.tokens` is taken as it is.
+    header last, so that a header stands for whole files. A source `*.tokens` is taken as it is.
 
     Raises:
-        ConfigError: there is no text, or too little to train and to validate, or a token file is damaged.
+        ConfigError: there is no text, or too little to train and to validate, a token file is damaged, or the
+            tokenizer cannot be had, cannot read the text, or has more than `vocab_size` symbols.
     """
     if config.source.endswith(".tokens"):
-        return open_tokens(Path(config.source), config.tokenizer)
+        return open_tokens(Path(config.source), config, vocab_size)
+    ready = read_tokenizer(Path(config.tokenizer)) if config.kind == "file" else Tokenizer()
     documents = read_documents(config.source)
     digest = hashlib.sha256()
     for name, text in documents:
         digest.update(f"{name}\0{len(text)}\0".encode() + text)
-    cut = f"{SCHEMA} {config.tokenizer} {config.validation_fraction} {config.seed} {digest.hexdigest()}"
+    which = f"bpe {vocab_size}" if config.kind == "bpe" else f"{config.kind} {ready.sha256}"
+    cut = f"{SCHEMA} {which} {config.validation_fraction} {config.seed} {digest.hexdigest()}"
     path = make_private(cache_dir) / f"{hashlib.sha256(cut.encode()).hexdigest()[:16]}.tokens"
-    header = path.with_suffix(".json")
-    if not header.exists():
+    if not path.with_suffix(".json").exists():
         held_back = _held_back([name for name, _ in documents], config)
-        train = b"".join(text for name, text in documents if name not in held_back)
-        validation = b"".join(text for name, text in documents if name in held_back)
-        made = TokenFile(
-            path,
-            config.tokenizer,
-            BYTE_VOCABULARY,
-            digest.hexdigest(),
-            documents=len(documents),
-            validation_documents=len(held_back),
-            train_tokens=len(train),
-            validation_tokens=len(validation),
-        )
-        write_private(path, train + validation)
-        write_private(header, json.dumps({**asdict(made), "path": path.name}) + "\n")
-    return open_tokens(path, config.tokenizer)
+        train = [document for document in documents if document[0] not in held_back]
+        validation = [document for document in documents if document[0] in held_back]
+        tokenizer = train_bpe(train, vocab_size) if config.kind == "bpe" else ready
+        _write(path, config.kind, tokenizer, digest.hexdigest(), train, validation)
+    return open_tokens(path, config, vocab_size)
+
+
+def _write(
+    path: Path,
+    kind: str,
+    tokenizer: Tokenizer,
+    text_sha256: str,
+    train: list[Document],
+    validation: list[Document],
+) -> None:
+    parts = [tokenizer.encode(part) for part in (train, validation)]
+    counts = [[len(tokens) for tokens in part] for part in parts]
+    made = TokenFile(
+        path,
+        kind,
+        tokenizer.sha256,
+        tokenizer.vocab_size,
+        text_sha256,
+        documents=len(train) + len(validation),
+        validation_documents=len(validation),
+        train_tokens=sum(counts[0]),
+        validation_tokens=sum(counts[1]),
+        validation_bytes=sum(len(text) for _, text in validation),
+    )
+    starts = [np.cumsum([0, *each], dtype="<i8")[:-1] for each in counts]
+    if tokenizer.json:
+        write_private(path.with_suffix(".tokenizer.json"), tokenizer.json)
+    write_private(path.with_suffix(".starts"), np.concatenate(starts).tobytes())
+    write_private(path, np.concatenate([*parts[0], *parts[1]]).astype(made.dtype, copy=False).tobytes())
+    write_private(path.with_suffix(".json"), json.dumps({**asdict(made), "path": path.name}) + "\n")
 
 
 def _held_back(names: list[str], config: DataConfig) -> set[str]:
@@ -167,79 +238,3 @@ def _held_back(names: list[str], config: DataConfig) -> set[str]:
 
     few_have_none = min(names, key=drawn)
     return {name for name in names if drawn(name) < config.validation_fraction} | {few_have_none}
-
-
-@dataclass(slots=True)
-class Batches:
-    """The batches of one run as data-parallel rank `rank` of `ranks` sees them; all `ranks` share one global batch.
-
-    Sequence i of step s is window `order[(s * global_batch + i) mod windows]` of the training text, the order
-    being drawn anew for every pass over it from (seed, pass). Nothing has to be saved to go on at a step.
-
-    Raises:
-        ConfigError: a part of the text is shorter than a sequence.
-    """
-
-    config: LlmConfig
-    train: NDArray[np.uint8]
-    validation: NDArray[np.uint8]
-    rank: int = 0
-    ranks: int = 1
-    _epoch: int = -1
-    _order: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
-
-    def __post_init__(self) -> None:
-        needed = self.config.model.seq_len + 1
-        for purpose, tokens in (("training", self.train), ("validation", self.validation)):
-            if len(tokens) < needed:
-                raise ConfigError(
-                    f"data.source: {len(tokens)} tokens for {purpose}; one sequence needs {needed}, "
-                    "model.seq_len and its successor"
-                )
-
-    @property
-    def windows(self) -> int:
-        """Sequences in one pass over the training text."""
-        return (len(self.train) - 1) // self.config.model.seq_len
-
-    @property
-    def passes(self) -> float:
-        """How often the run goes over the training text; above 1 it repeats itself."""
-        return self.config.steps * self.config.train.global_batch / self.windows
-
-    def batch(self, step: int) -> tuple[IntArray, IntArray]:
-        """Return this rank's share of step `step`: tokens and their successors, each (B / ranks, L)."""
-        share = self.config.train.global_batch // self.ranks
-        first = step * self.config.train.global_batch + self.rank * share
-        return self._cut(self.train, np.array([self._window(first + i) for i in range(share)]))
-
-    @property
-    def validation_rounds(self) -> int:
-        """Batches of validation of the rank that has the most."""
-        held = (len(self.validation) - 1) // self.config.model.seq_len
-        most = -(-min(self.config.train.evaluation_sequences, held) // self.ranks)
-        return -(-most // self.config.train.global_batch)
-
-    def validation_batches(self) -> Iterator[tuple[IntArray, IntArray]]:
-        """Yield this rank's share of the fixed validation sequences, in batches of the training size.
-
-        They lie at equal distances over the held-back text; a short one has fewer than were asked for.
-        """
-        held, share = (len(self.validation) - 1) // self.config.model.seq_len, self.config.train.global_batch
-        n = min(self.config.train.evaluation_sequences, held)
-        mine = (np.arange(n) * held // n)[self.rank :: self.ranks]
-        for start in range(0, len(mine), share):
-            yield self._cut(self.validation, mine[start : start + share])
-
-    def _window(self, index: int) -> int:
-        epoch, place = divmod(index, self.windows)
-        if epoch != self._epoch:
-            # Raw bits are the one random stream that numpy promises to keep from release to release.
-            drawn = np.random.Philox(key=[self.config.data.seed, epoch]).random_raw(self.windows)
-            self._epoch, self._order = epoch, np.argsort(drawn, kind="stable")
-        return int(self._order[place])
-
-    def _cut(self, tokens: NDArray[np.uint8], windows: IntArray) -> tuple[IntArray, IntArray]:
-        length = self.config.model.seq_len
-        cut = tokens[windows[:, None] * length + np.arange(length + 1)].astype(np.int64)
-        return cut[:, :-1], cut[:, 1:]

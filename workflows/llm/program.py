@@ -24,8 +24,9 @@ from workflows.config import parse
 from workflows.errors import ConfigError, RefusedError
 from workflows.llm import account, optimizer
 from workflows.llm.account import RATES, Account, Peak, gemm_peak, memory_streams
+from workflows.llm.batches import Batches
 from workflows.llm.config import HARDWARE_CONVENTION, LlmConfig, check_ranks, layout_of, size
-from workflows.llm.data import Batches, TokenFile, prepare_tokens
+from workflows.llm.data import TokenFile, prepare_tokens
 from workflows.llm.parallelize import ParallelModel
 
 STREAMS = (
@@ -101,7 +102,7 @@ def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path, gemm_peak_flop
         check_ranks(config, job.world_size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    tokens = _on_rank_0(job, lambda: prepare_tokens(config.data, cache_dir))
+    tokens = _on_rank_0(job, lambda: prepare_tokens(config.data, config.model.vocab_size, cache_dir))
     layout = layout_of(config, job.world_size)
     torch.manual_seed(config.train.seed)  # nothing draws from it yet; checkpoints keep its state all the same
     model = ParallelModel(config, layout)
@@ -206,13 +207,13 @@ def evaluate(run: Training) -> float:
     Cost: a forward pass a round, and one all-reduce of two numbers.
     """
     here, length = np.zeros(2), run.config.model.seq_len
-    nothing = np.zeros((1, length), np.int64)
+    nothing = (np.zeros((1, length), np.int64),) * 2
     batches = run.batches.validation_batches()
     for _ in range(run.batches.validation_rounds):
-        tokens_BL, targets_BL = next(batches, (nothing, nothing))
-        total = run.model.loss_sum(torch.from_numpy(tokens_BL), torch.from_numpy(targets_BL))
-        if tokens_BL is not nothing:
-            here += (total, tokens_BL.size / run.model.pipeline_ranks)
+        batch = next(batches, nothing)
+        total = run.model.loss_sum(*map(torch.from_numpy, batch))
+        if batch is not nothing:
+            here += (total, batch[0].size / run.model.pipeline_ranks)
     everywhere = np.empty_like(here)
     run.job.comm.Allreduce(here, everywhere)
     return float(everywhere[0] / everywhere[1])
@@ -236,6 +237,7 @@ def save(run: Training) -> None:
         pieces += [checkpoint.whole(key, array) for key, array in _common(run.optimizer).items()]
     meta = {
         "text_sha256": run.tokens_file.text_sha256,
+        "tokenizer_sha256": run.tokens_file.tokenizer_sha256,
         "val_loss": _json(run.val_loss),
         "wall_s": run.wall_s,
         "skipped": [run.skipped, run.skipped_in_a_row],
@@ -271,12 +273,18 @@ def _common(adamw: optimizer.AdamW) -> dict[str, np.ndarray]:
 
 
 def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
-    """Take the state back from a checkpoint, bit by bit. Raises RefusedError when the text is another one."""
+    """Take the state back from a checkpoint, bit by bit. Raises RefusedError for another text or tokenizer."""
     if saved.meta["text_sha256"] != run.tokens_file.text_sha256:
         raise RefusedError(
             f"{run.job.run.path}: step {saved.step} was trained on a text with SHA-256 "
             f"{saved.meta['text_sha256'][:12]}, data.source now holds {run.tokens_file.text_sha256[:12]}; "
             "bring the text back, or remove this run's directory to start it anew"
+        )
+    if saved.meta.get("tokenizer_sha256", "") != run.tokens_file.tokenizer_sha256:
+        raise RefusedError(
+            f"{run.job.run.path}: step {saved.step} was trained with a tokenizer with SHA-256 "
+            f"'{saved.meta.get('tokenizer_sha256', '')[:12]}', data.tokenizer={run.config.data.tokenizer} now has "
+            f"'{run.tokens_file.tokenizer_sha256[:12]}'; bring it back, or remove this run's directory to start it anew"
         )
     for key, array in _parts(run.model, run.optimizer).items():
         array[...] = saved.arrays[key]
@@ -309,6 +317,9 @@ def _meta(
         "gemm_peak_flops_per_s": peak.flops_per_s,
         "gemm_peak_origin": peak.origin,
         "text_sha256": tokens.text_sha256,
+        "tokenizer": tokens.tokenizer,
+        "tokenizer_sha256": tokens.tokenizer_sha256,
+        "bytes_per_token": tokens.bytes_per_token,
         "torch": str(torch.__version__),
     }
 

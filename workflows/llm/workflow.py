@@ -13,7 +13,7 @@ def prepare(config: LlmConfig, cache_dir: Path) -> str:
     """Write the token file that the runs share, unless it is there, and say what it holds."""
     from workflows.llm.data import prepare_tokens
 
-    return str(prepare_tokens(config.data, cache_dir))
+    return str(prepare_tokens(config.data, config.model.vocab_size, cache_dir))
 
 
 WORKFLOW = Workflow(

@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 
 from workflows.errors import ConfigError
+from workflows.llm.batches import Batches, Packed
 from workflows.llm.config import LlmConfig
-from workflows.llm.data import Batches
 
 LENGTH = 4
-TRAIN = np.arange(
-    4 * 22, dtype=np.uint8
-)  # 21 windows, the last four tokens have no successors; each tells its place
-VALIDATION = np.arange(100, 100 + 4 * 11, dtype=np.uint8)
+# 21 windows, the last four tokens have no successors; each tells its place
+TRAIN = Packed(np.arange(4 * 22, dtype=np.uint8), np.array([0, 1, 6, 8, 30]))
+VALIDATION = Packed(np.arange(100, 100 + 4 * 11, dtype=np.uint8), np.array([0, 5]))
 
 
-def batches(rank: int = 0, ranks: int = 1, data_seed: int = 0, batch: int = 4, **train) -> Batches:
+def batches(
+    rank: int = 0, ranks: int = 1, data_seed: int = 0, batch: int = 4, masked: bool = False, **train
+) -> Batches:
     config = LlmConfig.model_validate(
         {
             "model": {"seq_len": LENGTH},
-            "data": {"seed": data_seed},
+            "data": {"seed": data_seed, "mask_documents": masked},
             "train": {"steps": 100, "global_batch": batch, **train},
         }
     )
@@ -101,5 +102,30 @@ def test_validation_is_the_same_fixed_sequences_for_any_number_of_ranks(ranks, w
 def test_a_text_shorter_than_a_sequence_is_refused(part):
     purpose = {"train": "training", "validation": "validation"}[part]
     with pytest.raises(ConfigError, match=f"data.source: 4 tokens for {purpose}; one sequence needs 5, "):
-        replace(batches(), **{part: TRAIN[:4]})
-    assert replace(batches(), **{part: TRAIN[:5]})
+        replace(batches(), **{part: Packed(TRAIN.tokens[:4], TRAIN.starts[:1])})
+    assert replace(batches(), **{part: Packed(TRAIN.tokens[:5], TRAIN.starts[:1])})
+
+
+def test_positions_are_counted_from_where_a_document_starts_in_its_sequence():
+    found = {}
+    for step in range(6):
+        tokens_BL, targets_BL, positions_BL = batches(masked=True).batch(step)
+        plain = batches().batch(step)
+        np.testing.assert_array_equal(tokens_BL, plain[0])
+        np.testing.assert_array_equal(targets_BL, plain[1])
+        found |= zip(windows(tokens_BL), positions_BL.tolist(), strict=True)
+    assert [found[window] for window in (0, 1, 2, 7)] == [
+        [0, 0, 1, 2],  # documents start at 0 and at 1
+        [0, 1, 0, 1],  # goes on, and one starts at 6
+        [0, 1, 2, 3],  # starts at 8, as the sequence does
+        [0, 1, 0, 1],  # 28 and 29 belong to the one before
+    ]
+    assert all(found[window] == [0, 1, 2, 3] for window in range(8, 21))
+
+
+def test_ranks_share_positions_as_they_share_tokens():
+    alone = batches(masked=True).batch(0)
+    shared = [batches(rank, 2, masked=True).batch(0) for rank in range(2)]
+    np.testing.assert_array_equal(np.concatenate([share[2] for share in shared]), alone[2])
+    [first, *_] = batches(masked=True, evaluation_sequences=99).validation_batches()
+    assert first[2].tolist() == [[0, 1, 2, 3], [0, 0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3]]
