@@ -2,15 +2,18 @@
 
 A rank holds two chunks of the sequence, one from the front and its mirror image from the back. So every rank sees
 the same number of pairs, and of another rank's keys it needs either all for its late queries or the early ones
-for all of its queries: a half, never masked. Only a rank's own block has a mask.
+for all of its queries: a half, never masked. Only a rank's own block has a mask. Of documents packed into one
+sequence, each has a stretch of a block's queries and one of its keys; what lies between two is not computed.
 
-Shape suffixes: B batch, L local sequence, H query heads, K key heads, E head width; a leading 2 is key and value.
+Shape suffixes: B batch, L local sequence, S whole sequence, H query heads, K key heads, E head width; a leading 2 is
+key and value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +22,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mpi_ops.errors import LayoutError, TensorError
+
+Stretches = dict[int, slice]
+"""Document -> where its tokens lie: one after another, since a share's positions ascend."""
 
 # Torch's CPU kernels, which also return the log of each row's sum, or take it. Against matmul, softmax and matmul
 # in one thread they took 0.2 to 0.9 of the time in fp64 and fp32 (64 to 1,024 positions), and agreed to 3e-15.
@@ -40,11 +46,19 @@ def zigzag(length: int, size: int, rank: int) -> Tensor:
     return torch.cat((chunks[rank], chunks[2 * size - 1 - rank]))
 
 
-def ring_attention(q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, group: dist.ProcessGroup) -> Tensor:
+def ring_attention(
+    q_BHLE: Tensor,
+    k_BKLE: Tensor,
+    v_BKLE: Tensor,
+    positions_BS: Tensor | None = None,
+    *,
+    group: dist.ProcessGroup,
+) -> Tensor:
     """Return softmax(q k^T / sqrt(E)) v for this rank's queries, causal over the whole sequence, (B, H, L, E).
 
     Every rank of `group` passes its zigzag share of the sequence; each key head serves H/K query heads in turn.
-    Blocks are merged in fp32 at least, and gradients of keys and values travel and add up in it.
+    Blocks are merged in fp32 at least, and gradients of keys and values travel and add up in it. With the positions
+    of all tokens of the whole sequences, queries see their own document only: one begins at each 0.
 
     Raises:
         TensorError: the shapes or dtypes do not go together.
@@ -53,8 +67,16 @@ def ring_attention(q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, group: dist.P
     Cost: with P ranks and n bytes of a rank's keys and values, forward P-1 messages of n; backward P-2 of n and
     P-1 of n (2 n where these are bf16 or fp16). All go to one neighbour, behind a block's computation.
     """
-    _check(q_BHLE, k_BKLE, v_BKLE, dist.get_world_size(group))
-    attended: Tensor = RingAttention.apply(q_BHLE, k_BKLE, v_BKLE, group)  # type: ignore[no-untyped-call]
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    _check(q_BHLE, k_BKLE, v_BKLE, size)
+    blocks = [Window.of(rank, source, q_BHLE.shape[2]) for source in range(size)]
+    windows = [[block] for block in blocks]
+    if positions_BS is not None:
+        if positions_BS.shape != (q_BHLE.shape[0], size * q_BHLE.shape[2]):
+            raise TensorError(f"positions {tuple(positions_BS.shape)}: (B, S), those of the whole sequences")
+        shares = [_documents(positions_BS, zigzag(positions_BS.shape[1], size, each)) for each in range(size)]
+        windows = [block.within(shares[rank], theirs) for block, theirs in zip(blocks, shares, strict=True)]
+    attended: Tensor = RingAttention.apply(q_BHLE, k_BKLE, v_BKLE, windows, group)  # type: ignore[no-untyped-call]
     return attended
 
 
@@ -66,31 +88,41 @@ class RingAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, group: dist.ProcessGroup) -> Tensor:
-        """Return (B, H, L, E)."""
+    def forward(
+        ctx: Any,
+        q_BHLE: Tensor,
+        k_BKLE: Tensor,
+        v_BKLE: Tensor,
+        windows: Sequence[Sequence[Window]],
+        group: dist.ProcessGroup,
+    ) -> Tensor:
+        """Return (B, H, L, E); `windows` are those of each rank's block."""
         rank, size = dist.get_rank(group), dist.get_world_size(group)
         if q_BHLE.stride(-1) != 1:  # the kernels take it for granted, of keys and values as well
             q_BHLE = q_BHLE.contiguous()
         own_2BKLE = kv_2BKLE = torch.stack((k_BKLE, v_BKLE))
+        out_BHLE = torch.empty_like(q_BHLE, dtype=_wide(q_BHLE), memory_format=torch.contiguous_format)
+        sum_BHL = out_BHLE.new_empty(q_BHLE.shape[:3])
         for step in range(size):
             moving = [_pass(kv_2BKLE, group, 1)] if step < size - 1 else []
-            window = Window.of(rank, (rank - step) % size, q_BHLE.shape[2])
-            block_BHLE, block_sum_BHL = _attend(q_BHLE, kv_2BKLE, window, moving)
-            if step == 0:
-                out_BHLE, sum_BHL = block_BHLE.to(_wide(q_BHLE)), block_sum_BHL
-            else:
-                rows = window.queries
-                _merge(out_BHLE[:, :, rows], sum_BHL[:, :, rows], block_BHLE, block_sum_BHL)
+            for window in windows[(rank - step) % size]:
+                block_BHLE, block_sum_BHL = _attend(q_BHLE, kv_2BKLE, window, moving)
+                out, total = out_BHLE[window.rows], sum_BHL[window.rows]
+                if step == 0:  # its own block, in which each query sees itself at least
+                    out.copy_(block_BHLE)
+                    total.copy_(block_sum_BHL)
+                else:
+                    _merge(out, total, block_BHLE, block_sum_BHL)
             for transfer in moving:
                 kv_2BKLE = transfer.wait()
         out_BHLE = out_BHLE.to(q_BHLE.dtype)
-        ctx.group = group
+        ctx.group, ctx.windows = group, windows
         ctx.save_for_backward(q_BHLE, own_2BKLE, kv_2BKLE, out_BHLE, sum_BHL)
         return out_BHLE
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BHLE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_BHLE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Return the gradients of q, k and v."""
         q_BHLE, own_2BKLE, kv_2BKLE, out_BHLE, sum_BHL = ctx.saved_tensors
         group, rank, size = ctx.group, dist.get_rank(ctx.group), dist.get_world_size(ctx.group)
@@ -98,27 +130,53 @@ class RingAttention(torch.autograd.Function):
         coming: list[Transfer] = []
         for step in range(size):
             moving = [_pass(kv_2BKLE, group, -1)] if step < size - 2 else []
-            window = Window.of(rank, (rank + 1 + step) % size, q_BHLE.shape[2])
-            rows, polled = window.queries, (*moving, *coming)
-            given = (grad_BHLE[:, :, rows], q_BHLE[:, :, rows], out_BHLE[:, :, rows], sum_BHL[:, :, rows])
-            block_dq_BHLE, block_dkv_2BKLE = _gradients(*given, kv_2BKLE, window, polled)
-            dq_BHLE[:, :, rows] += block_dq_BHLE
+            windows, polled = ctx.windows[(rank + 1 + step) % size], (*moving, *coming)
+            whole = (grad_BHLE, q_BHLE, out_BHLE, sum_BHL)
+            found = [_gradients(*whole, kv_2BKLE, window, polled) for window in windows]
             dkv_2BKLE = coming[0].wait() if coming else torch.zeros_like(own_2BKLE, dtype=_wide(q_BHLE))
-            dkv_2BKLE[..., window.keys, :] += block_dkv_2BKLE
+            for window, (block_dq_BHLE, block_dkv_2BKLE) in zip(windows, found, strict=True):
+                dq_BHLE[window.rows] += block_dq_BHLE
+                dkv_2BKLE[window.columns] += block_dkv_2BKLE
             coming = [_pass(dkv_2BKLE, group, -1)] if step < size - 1 else []
             kv_2BKLE = moving[0].wait() if moving else own_2BKLE
         dk_BKLE, dv_BKLE = dkv_2BKLE.to(own_2BKLE.dtype)
-        return dq_BHLE.to(q_BHLE.dtype), dk_BKLE, dv_BKLE, None
+        return dq_BHLE.to(q_BHLE.dtype), dk_BKLE, dv_BKLE, None, None
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The part of a block that is not wholly in the future."""
+    """The part of a block that is not wholly in the future, or what one document has of it."""
 
     queries: slice
     keys: slice
     causal: bool
     """Whether queries and keys are the same positions, so that there is a mask."""
+    sequence: int | None = None
+    """The one of the batch that the document is in; None for all."""
+
+    @property
+    def _sequences(self) -> slice:
+        return slice(None) if self.sequence is None else slice(self.sequence, self.sequence + 1)
+
+    @property
+    def rows(self) -> tuple[slice, ...]:
+        """Where its queries lie in (B, H, L, ...)."""
+        return self._sequences, slice(None), self.queries
+
+    @property
+    def columns(self) -> tuple[slice, ...]:
+        """Where its keys and values lie in (2, B, K, L, E)."""
+        return slice(None), self._sequences, slice(None), self.keys
+
+    def within(self, ours: Sequence[Stretches], theirs: Sequence[Stretches]) -> list[Window]:
+        """Return the window's parts within one document each, for the queries' and the keys' documents."""
+        parts = []
+        for sequence, (queries, keys) in enumerate(zip(ours, theirs, strict=True)):
+            for document in queries.keys() & keys.keys():
+                rows, columns = _cut(self.queries, queries[document]), _cut(self.keys, keys[document])
+                if rows.start < rows.stop and columns.start < columns.stop:
+                    parts.append(Window(rows, columns, self.causal, sequence))
+        return parts
 
     @classmethod
     def of(cls, rank: int, source: int, length: int) -> Window:
@@ -129,6 +187,21 @@ class Window:
         if source < rank:
             return cls(everything, slice(0, length // 2), causal=False)
         return cls(slice(length // 2, length), everything, causal=False)
+
+
+def _documents(positions_BS: Tensor, share_L: Tensor) -> list[Stretches]:
+    """Return, for each sequence, where the documents' tokens lie in a rank's share of it."""
+    documents_BL = (positions_BS == 0).cumsum(1)[:, share_L]
+    found = []
+    for documents_L in documents_BL:
+        numbers, counts = (each.tolist() for each in documents_L.unique_consecutive(return_counts=True))
+        ends = [0, *accumulate(counts)]
+        found.append({n: slice(*ends[i : i + 2]) for i, n in enumerate(numbers)})
+    return found
+
+
+def _cut(one: slice, other: slice) -> slice:
+    return slice(max(one.start, other.start), min(one.stop, other.stop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +240,9 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """Return the window's attention and the log of each query's sum; MPI is polled after every key head."""
     outs, sums = [], []
-    for heads, (k, v) in _by_key_head(q_BHLE.shape[1], kv_2BKLE[..., window.keys, :]):
-        out, log_sum = _attend_kernel(q_BHLE[:, heads, window.queries], k, v, 0.0, window.causal)
+    q_BHLE = q_BHLE[window.rows]
+    for heads, (k, v) in _by_key_head(q_BHLE.shape[1], kv_2BKLE[window.columns]):
+        out, log_sum = _attend_kernel(q_BHLE[:, heads], k, v, 0.0, window.causal)
         outs.append(out)
         sums.append(log_sum)
         for transfer in moving:
@@ -190,8 +264,9 @@ def _gradients(
     Outputs and sums are those over all keys, which makes the shares add up.
     """
     dqs, dkvs = [], []
-    for heads, (k, v) in _by_key_head(q_BHLE.shape[1], kv_2BKLE[..., window.keys, :]):
-        grad, q, out, log_sum = (each[:, heads] for each in (grad_BHLE, q_BHLE, out_BHLE, sum_BHL))
+    rows = [each[window.rows] for each in (grad_BHLE, q_BHLE, out_BHLE, sum_BHL)]
+    for heads, (k, v) in _by_key_head(q_BHLE.shape[1], kv_2BKLE[window.columns]):
+        grad, q, out, log_sum = (each[:, heads] for each in rows)
         dq, dk, dv = _gradient_kernel(grad, q, k, v, out, log_sum, 0.0, window.causal)
         dqs.append(dq)
         dkvs.append(torch.stack((dk, dv)).sum(2, keepdim=True, dtype=_wide(q)))

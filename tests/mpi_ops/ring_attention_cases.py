@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpi_ops import counters
+from mpi_ops.errors import TensorError
 from mpi_ops.process_group import destroy_process_group, init_process_group
 from mpi_ops.ring_attention import ring_attention, zigzag
 from mpi_ops.work import Work
@@ -47,11 +48,13 @@ def full(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.double())]
 
 
-def on_a_ring(group: Group, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:
+def on_a_ring(
+    group: Group, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, positions: Tensor | None = None
+) -> list[Tensor]:
     """Return ring attention of this rank's share, and its gradients."""
     mine = zigzag(q.shape[2], group.size(), group.rank())
     leaves = [each[:, :, mine].requires_grad_() for each in (q, k, v)]
-    out = ring_attention(*leaves, group)
+    out = ring_attention(*leaves, positions, group=group)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad[:, :, mine])]
 
 
@@ -119,6 +122,45 @@ def test_sums_of_brain_floats_over_blocks_are_rounded_once(group: Group) -> None
         assert dv[0, 0, 0, 0] == torch.tensor(256 + 0.75 * (size - 1)).bfloat16()
 
 
+def packed(batch: int, length: int, longest: int) -> tuple[Tensor, Tensor]:
+    """Return positions (B, S) in documents of up to `longest` tokens, and which pairs (B, 1, S, S) see each other."""
+    generator = torch.Generator().manual_seed(length * longest)
+    first_BS = torch.rand(batch, length, generator=generator) < 1 / longest
+    first_BS[:, 0] = True
+    documents_BS = first_BS.cumsum(1)
+    places_S = torch.arange(length)
+    starts_BS = torch.where(first_BS, places_S, 0).cummax(1).values
+    same_BSS = documents_BS.unsqueeze(1) == documents_BS.unsqueeze(2)
+    return places_S - starts_BS, same_BSS.tril().unsqueeze(1)
+
+
+def test_documents_see_themselves_alone(group: Group) -> None:
+    size = group.size()
+    for longest, chunk in ((1, 1), (3, 5), (7, 5), (2 * size * 5, 5), (40, 16)):
+        length = 2 * size * chunk
+        tensors = data(3, HEADS, KEY_HEADS, length, torch.float64)
+        positions_BS, seen_B1SS = packed(3, length, longest)
+        leaves = [each.clone().requires_grad_() for each in tensors[:3]]
+        with sdpa_kernel(SDPBackend.MATH):
+            out = F.scaled_dot_product_attention(*leaves, attn_mask=seen_B1SS, enable_gqa=True)
+        wanted = [out.detach(), *torch.autograd.grad(out, leaves, tensors[3])]
+        mine = zigzag(length, size, group.rank())
+        with Kernels() as kernels:
+            found = on_a_ring(group, *tensors, positions_BS)
+        for name, got, want in zip(("out", "dq", "dk", "dv"), found, wanted, strict=True):
+            error = ((got - want[:, :, mine]).abs().max() / want.abs().max().clamp(1e-3)).item()
+            assert error <= 1e-10, f"{name} is off by {error:.1e} with documents of up to {longest}"
+        scored = [None] * size
+        dist.all_gather_object(scored, sum(kernels.pairs), group)
+        assert sum(scored) == HEADS * seen_B1SS.sum(), "no pair is scored in vain"
+
+
+def test_positions_of_a_share_are_refused(group: Group) -> None:
+    tensors = data(1, HEADS, KEY_HEADS, 4, torch.float64)[:3]
+    with pytest.raises(TensorError, match=r"positions \(1, 2\): \(B, S\), those of the whole sequences"):
+        ring_attention(*tensors, torch.zeros(1, 2), group=group)
+
+
 def test_large_scores(group: Group) -> None:
     """What all keys share takes scores into the hundreds and cancels: exponentials overflow, logarithms do not."""
     q, k, v, grad = data(1, HEADS, KEY_HEADS, 8 * group.size(), torch.float64)
@@ -136,7 +178,7 @@ def test_tensors_strided_in_any_way(group: Group) -> None:
     *whole, _ = data(2, HEADS, KEY_HEADS, 4 * group.size(), torch.float64)
     mine = zigzag(4 * group.size(), group.size(), group.rank())
     leaves = [turned(each[:, :, mine]).requires_grad_() for each in whole]
-    ring_attention(*leaves, group).sum().backward()
+    ring_attention(*leaves, group=group).sum().backward()
     for leaf, want in zip(leaves, full(*whole, torch.ones_like(whole[0]))[1:], strict=True):
         torch.testing.assert_close(leaf.grad, want[:, :, mine], rtol=0, atol=1e-12)
 

@@ -256,8 +256,8 @@ class ParallelConfig(Section):
     """Order of the microbatches in the pipeline."""
     stages_per_rank: Count = 1
     """Stretches of layers a pipeline rank holds; 2 for zbv and dualpipev, 2 or more for interleaved."""
-    recompute: Literal["none", "full"] = "none"
-    """Whether a block's inner values are kept for the backward pass or computed again."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What of a block is computed again in the backward pass instead of kept: nothing, attention, or all of it."""
     backend: Literal["mpi4py", "gloo", "nccl"] = "mpi4py"
     """Backend of torch.distributed."""
     timeout_s: Positive = 600.0

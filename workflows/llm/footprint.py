@@ -9,7 +9,9 @@ At the peak a rank holds
   added up whole. ZeRO-2 shards gradients during the step as well, ZeRO-3 also weights.
 - A microbatch in flight with `recompute: full`: the input of each of the stage's layers, and the stage's output, of
   which a tp rank keeps its own share until the gradient comes. Without: what autograd keeps of each block
-  (`_block_bytes`), counted to the byte. The last stage adds what its norm, head and loss keep.
+  (`_block_bytes`), counted to the byte. `selective` keeps of attention queries, keys, values and what goes into the
+  next matrix, once each. The last stage adds what its norm, head and loss keep. With `data.mask_documents` a stage
+  keeps the rotary angles of a microbatch's own positions, the first stage of a GPT the positions themselves.
 - In flight: most forwards without their backward in this rank's part of the schedule; min(m, p - k) in 1f1b.
 - Transients while a block goes backward: what it kept or is computed again; the stream's gradient that came in; the
   gradients of two values of the feed-forward's inner width; and the gradient of its largest matrix before that
@@ -128,8 +130,12 @@ def activation_bytes(share: Share, numerics: Numerics, stage: int) -> int:
     model, layers = share.config.model, share.layers[stage]
     tp, tokens = share.layout.tp, share.tokens
     stream = _stream_bytes(share, numerics)
-    full = share.config.parallel.recompute == "full"
-    kept = len(layers) * (stream if full else _block_bytes(share, numerics))
+    recompute = share.config.parallel.recompute
+    kept = len(layers) * (stream if recompute == "full" else _block_bytes(share, numerics, recompute))
+    if share.config.data.mask_documents and model.arch == "llama":
+        kept += tokens * model.head_width * numerics.weight
+    elif share.config.data.mask_documents and stage == 0:
+        kept += tokens // tp * _INDEX
     if stage < share.last_stage:
         return kept + tokens * model.width * numerics.stream // tp
     vocabulary = -(-model.vocab_size // tp)
@@ -150,20 +156,33 @@ def _norm_bytes(share: Share, numerics: Numerics) -> int:
     return stream + 2 * stream // width if gpt else 2 * stream + stream // width
 
 
-def _block_bytes(share: Share, numerics: Numerics) -> int:
+def _attention_bytes(share: Share, numerics: Numerics, recompute: str) -> int:
+    """Return what autograd keeps of one block's attention for one microbatch.
+
+    Per token: queries, keys, values, the attended values, twice where they are not laid out as the next matrix wants
+    them, keys and values of the last block as well where they go round a ring; and a sum for each head. Where it is
+    computed again: queries, keys, values and the next matrix's input.
+    """
+    model, tp, ring = share.config.model, share.layout.tp, share.layout.cp > 1
+    alike = model.arch == "gpt" and not ring and not share.config.data.mask_documents
+    query_copies, key_copies = 2 if alike else 3, 4 if ring else 2
+    sums = model.heads // tp * max(4, numerics.inner)
+    if recompute == "selective":
+        query_copies, key_copies, sums = 2, 2, 0
+    heads = (query_copies * model.heads + key_copies * model.key_heads) * model.head_width // tp
+    return share.tokens * (heads * numerics.inner + sums)
+
+
+def _block_bytes(share: Share, numerics: Numerics, recompute: str = "none") -> int:
     """Return what autograd keeps of one block for one microbatch.
 
     Per token: two norms; the input of each pair of matrices, gathered over tp, or where matrices cast one copy for
-    each matrix it goes into; queries, keys, values, the attended values, twice where they are not laid out as the
-    next matrix wants them, keys and values of the last block as well where they go round a ring; a sum for each
-    head; and the inner values of the feed-forward part, or what experts keep.
+    each matrix it goes into; what attention keeps; and the inner values of the feed-forward part, or what experts
+    keep.
     """
-    model, tp, ring = share.config.model, share.layout.tp, share.layout.cp > 1
+    model, tp = share.config.model, share.layout.tp
     gpt = model.arch == "gpt"
-    query_copies, key_copies = 3 if ring or not gpt else 2, 4 if ring else 2
-    heads = (query_copies * model.heads + key_copies * model.key_heads) * model.head_width
-    inner = (3 if numerics.casts else 1) * model.width + heads // tp
-    sums = model.heads // tp * max(4, numerics.inner)
+    inner = (3 if numerics.casts else 1) * model.width
     feed_forward = 0
     if not model.experts:
         inner += (2 if numerics.casts and not gpt else 1) * model.width + (2 if gpt else 4) * model.ffn // tp
@@ -172,7 +191,7 @@ def _block_bytes(share: Share, numerics: Numerics) -> int:
     shapes = block_shapes(model, tp).items()
     matrices = sum(math.prod(s) for name, s in shapes if len(s) == 2 and "router" not in name)
     cast = _cast_bytes(share, numerics, matrices)
-    tokens = share.tokens * (inner * numerics.inner + sums)
+    tokens = share.tokens * inner * numerics.inner + _attention_bytes(share, numerics, recompute)
     return 2 * _norm_bytes(share, numerics) + tokens + feed_forward + cast
 
 
@@ -208,7 +227,10 @@ def _transient_bytes(share: Share, numerics: Numerics, place: int, shapes: Shape
         zero >= 2 and share.replicas > 1
     ):  # a block's gradients are whole until they are reduced, its weights while used
         largest += elements(block) * (numerics.gradient + (2 * numerics.weight if zero == 3 else 0))
-    recomputed = _block_bytes(share, numerics) if share.config.parallel.recompute == "full" else 0
+    recompute = share.config.parallel.recompute
+    recomputed = _block_bytes(share, numerics) if recompute == "full" else 0
+    if recompute == "selective":
+        recomputed = _attention_bytes(share, numerics, "none") - _attention_bytes(share, numerics, recompute)
     inner = share.tokens * model.ffn // tp
     if model.experts:
         inner = share.expert_rows * model.width + share.expert_rows // model.experts * model.ffn

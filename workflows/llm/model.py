@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -20,31 +22,44 @@ from torch.utils.checkpoint import checkpoint
 from workflows.llm.config import ModelConfig
 from workflows.llm.moe import MixtureOfExperts
 
-Recompute = Literal["none", "full"]
+Recompute = Literal["none", "selective", "full"]
 Norm = nn.RMSNorm | nn.LayerNorm
 
 
-def rotary_table(config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of position x frequency, each (L, E/2): frequency i is theta ** (-2 i / E)."""
+def rotary_table(config: ModelConfig, dtype: torch.dtype, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of position x frequency, each (*positions, E/2): frequency i is theta ** (-2 i / E)."""
     frequency_E = config.rope_theta ** (
         -torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
     )
-    angle_LE = torch.outer(torch.arange(config.seq_len, dtype=torch.float64), frequency_E)
+    angle_LE = positions.double().unsqueeze(-1) * frequency_E
     return angle_LE.cos().to(dtype), angle_LE.sin().to(dtype)
 
 
 def rotate(x_BHLE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    """Return x with each pair (i, i + E/2) turned by its position's angle."""
+    """Return x with each pair (i, i + E/2) turned by its position's angle; angles may be those of each sequence."""
     length = x_BHLE.shape[-2]
-    cos, sin = cos_LE[:length], sin_LE[:length]
+    cos, sin = cos_LE[..., :length, :], sin_LE[..., :length, :]
     first, second = x_BHLE.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def attend(q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor) -> Tensor:
-    """Return causal attention, (B, H, L, E); each key head serves H / K query heads in turn."""
+def attend(q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+    """Return causal attention, (B, H, L, E); each key head serves H / K query heads in turn.
+
+    With positions, within documents only: each begins where its position is 0. They lie end to end as (T, H, E), so
+    that a GPU's variable-length kernel could take all at once; here each has a call, and no pair is masked in vain.
+    """
     grouped = q_BHLE.shape[1] != k_BKLE.shape[1]
-    return F.scaled_dot_product_attention(q_BHLE, k_BKLE, v_BKLE, is_causal=True, enable_gqa=grouped)
+    if positions_BL is None:
+        return F.scaled_dot_product_attention(q_BHLE, k_BKLE, v_BKLE, is_causal=True, enable_gqa=grouped)
+    starts = (positions_BL.flatten() == 0).nonzero().flatten().tolist()
+    lengths = [end - start for start, end in pairwise([*starts, positions_BL.numel()])]
+    documents = (x.transpose(1, 2).flatten(0, 1).split(lengths) for x in (q_BHLE, k_BKLE, v_BKLE))
+    attended = [
+        attend(*(x_LHE.transpose(0, 1).unsqueeze(0) for x_LHE in one)).squeeze(0).transpose(0, 1)
+        for one in zip(*documents, strict=True)
+    ]
+    return torch.cat(attended).unflatten(0, positions_BL.shape).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -58,14 +73,20 @@ class Attention(nn.Module):
         self.wk = nn.Linear(config.width, config.key_heads * self.head_width, bias=bias)
         self.wv = nn.Linear(config.width, config.key_heads * self.head_width, bias=bias)
         self.wo = nn.Linear(config.heads * self.head_width, config.width, bias=bias)
-        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attend
+        self.attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = attend
+        self.recompute = False
+        """Whether scores and their product with the values are computed again in the backward pass."""
 
-    def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-        """Return the attended values, (B, L, D)."""
+    def forward(
+        self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor, positions_BL: Tensor | None = None
+    ) -> Tensor:
+        """Return the attended values, (B, L, D); with positions, those of each token's own document."""
         q_BHLE, k_BKLE, v_BKLE = (self._heads(matrix(x_BLD)) for matrix in (self.wq, self.wk, self.wv))
         if self.rotary:
             q_BHLE, k_BKLE = (rotate(x, cos_LE, sin_LE).to(v_BKLE.dtype) for x in (q_BHLE, k_BKLE))
-        return self.wo(self.attend(q_BHLE, k_BKLE, v_BKLE).transpose(1, 2).flatten(2))
+        again = self.recompute and torch.is_grad_enabled()
+        attend = partial(checkpoint, self.attend, use_reentrant=False) if again else self.attend
+        return self.wo(attend(q_BHLE, k_BKLE, v_BKLE, positions_BL).transpose(1, 2).flatten(2))
 
     def _heads(self, x_BLD: Tensor) -> Tensor:
         return x_BLD.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
@@ -99,12 +120,13 @@ class Positions(nn.Module):
         self.share = 0
         """Which share of the batch's tokens comes, when they come flat."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions_BL: Tensor | None = None) -> Tensor:
         """Return the stream, (B, L, D) or flat (T, D), with each token's position added."""
+        rows = self.rows_L if positions_BL is None else positions_BL
         if x.ndim == 3:
-            rows = self.rows_L[: x.shape[1]]
+            rows = rows[..., : x.shape[1]]
         else:
-            rows = self.rows_L[(torch.arange(len(x)) + self.share * len(x)) % len(self.rows_L)]
+            rows = rows.flatten()[(torch.arange(len(x)) + self.share * len(x)) % rows.numel()]
         return x + F.embedding(rows, self.weight)
 
 
@@ -131,9 +153,11 @@ class Block(nn.Module):
         self.ffn_norm = make_norm(config)
         self.ffn = make_feed_forward(config)
 
-    def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor, positions_BL: Tensor | None = None
+    ) -> Tensor:
         """Return the residual stream after this block, (B, L, D)."""
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), cos_LE, sin_LE)
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), cos_LE, sin_LE, positions_BL)
         return x_BLD + self.ffn(self.ffn_norm(x_BLD))
 
 
@@ -153,8 +177,9 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         held = range(config.layers) if layers is None else layers
+        self.config = config
         self.first, self.last = held.start == 0, held.stop == config.layers
-        self.recompute: Recompute = "none"
+        self._whole_blocks_again = False
         if self.first or (self.last and config.tied_head):
             self.embedding = nn.Embedding(config.vocab_size, config.width)
         if self.first and config.arch == "gpt":
@@ -168,27 +193,45 @@ class Transformer(nn.Module):
         self.to(dtype)
         self.cos_LE: Tensor
         self.sin_LE: Tensor
-        cos_LE, sin_LE = rotary_table(config, dtype)
+        self.rows_L: Tensor
+        self.register_buffer("rows_L", torch.arange(config.seq_len), persistent=False)
+        cos_LE, sin_LE = rotary_table(config, dtype, self.rows_L)
         self.register_buffer("cos_LE", cos_LE, persistent=False)
         self.register_buffer("sin_LE", sin_LE, persistent=False)
         if not self.cos_LE.is_meta:
             initialise(self, seed)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the next token at every position, or the stream after this stretch."""
+    def forward(self, x: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """Return the logits of the next token at every position, or the stream after this stretch.
+
+        With the positions (B, L) of the whole sequences' tokens in their documents, a token sees its own one only.
+        """
+        angles, own_BL = (self.cos_LE, self.sin_LE), None
+        if positions_BL is not None:
+            own_BL = positions_BL[:, self.rows_L[: positions_BL.shape[1]]]
+            if self.config.arch == "llama":
+                angles_BLE = rotary_table(self.config, self.cos_LE.dtype, own_BL)
+                angles = angles_BLE[0].unsqueeze(1), angles_BLE[1].unsqueeze(1)  # the same for all heads
         if self.first:
             x = self.embedding(x)
             if hasattr(self, "positions"):
-                x = self.positions(x)
+                x = self.positions(x, own_BL)
         for block in self.blocks.values():
-            if self.recompute == "full" and torch.is_grad_enabled():
-                x = checkpoint(block, x, self.cos_LE, self.sin_LE, use_reentrant=False)
+            if self._whole_blocks_again and torch.is_grad_enabled():
+                x = checkpoint(block, x, *angles, positions_BL, use_reentrant=False)
             else:
-                x = block(x, self.cos_LE, self.sin_LE)
+                x = block(x, *angles, positions_BL)
         return self.head(self.norm(x)) if self.last else x
+
+    def recompute(self, what: Recompute) -> None:
+        """Compute nothing again in the backward pass, or attention between q, k, v and wo, or whole blocks."""
+        self._whole_blocks_again = what == "full"
+        for block in self.blocks.values():
+            block.attention.recompute = what == "selective"
 
     def see(self, positions_L: Tensor) -> None:
         """Take the tokens of a sequence as standing at these positions from now on, instead of at 0, 1, 2, ..."""
+        self.rows_L = positions_L
         self.cos_LE, self.sin_LE = self.cos_LE[positions_L], self.sin_LE[positions_L]
         if hasattr(self, "positions"):
             self.positions.rows_L = self.positions.rows_L[positions_L]

@@ -122,15 +122,18 @@ class ParallelModel:
             raise MissingGradientError(f"no gradient for {', '.join(missing)}")
         return {name: _local(p.grad) for name, p in self._named.items() if p.grad is not None}
 
-    def backward(self, tokens_BL: Tensor, targets_BL: Tensor) -> tuple[float, float]:
+    def backward(
+        self, tokens_BL: Tensor, targets_BL: Tensor, positions_BL: Tensor | None = None
+    ) -> tuple[float, float]:
         """Run forward and backward over this pipeline's sequences; return the global batch's mean loss and the
-        gradient's norm, both the same on every rank. Gradients are then those of the mean, on every rank.
+        gradient's norm, both the same on every rank. Gradients are then those of the mean, on every rank. With the
+        tokens' positions in their documents, a token sees its own document only.
 
         Cost: what pipeline, tensor and context parallelism say, one reduction of the gradients over the ranks with
         the same weights, and one all-reduce over all ranks of two numbers and the loads of all experts.
         """
         self._forget()
-        losses = self._run(self._schedule, tokens_BL, targets_BL, self._micro)
+        losses = self._run(self._schedule, tokens_BL, targets_BL, positions_BL, self._micro)
         if not self._sharded:
             for buckets in self._buckets:
                 buckets.reduce()
@@ -152,10 +155,10 @@ class ParallelModel:
         return totals[0].item(), math.sqrt(totals[1].item())
 
     @torch.no_grad()
-    def loss_sum(self, tokens_BL: Tensor, targets_BL: Tensor) -> float:
+    def loss_sum(self, tokens_BL: Tensor, targets_BL: Tensor, positions_BL: Tensor | None = None) -> float:
         """Return this rank's part of the sum of the losses of the tokens; the parts of all ranks add up to it."""
         forward = [[Action("F", stage, 0) for stage in sorted(held)] for held in self._placement]
-        losses = self._run(forward, tokens_BL, targets_BL, len(tokens_BL))
+        losses = self._run(forward, tokens_BL, targets_BL, positions_BL, len(tokens_BL))
         if self._sharded:
             from workflows.llm.zero import let_go
 
@@ -186,7 +189,7 @@ class ParallelModel:
     def _stage(self, layers: range) -> Transformer:
         config = self.config
         model = Transformer(config.model, config.train.seed, self.dtype, layers)
-        model.recompute = config.parallel.recompute
+        model.recompute(config.parallel.recompute)
         if hasattr(model, "positions"):
             model.positions.share = self.mesh.place("tp")
         if self.mesh.cp is not None:
@@ -259,7 +262,12 @@ class ParallelModel:
                 buckets.clear(self._share // self._micro)
 
     def _run(
-        self, actions: Sequence[Sequence[Action]], tokens_BL: Tensor, targets_BL: Tensor, micro: int
+        self,
+        actions: Sequence[Sequence[Action]],
+        tokens_BL: Tensor,
+        targets_BL: Tensor,
+        positions_BL: Tensor | None,
+        micro: int,
     ) -> dict[int, Tensor]:
         """Run actions of all ranks' stages over this pipeline's sequences; return the losses of its microbatches."""
         if self.mesh.cp is not None:
@@ -272,7 +280,8 @@ class ParallelModel:
         def compute(stage: int, x: Tensor | None, microbatch: int) -> Tensor:
             rows = slice(microbatch * micro, (microbatch + 1) * micro)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.config.train.dtype == "bf16"):
-                y = self.stages[stage](tokens_BL[rows] if x is None else x)
+                within = None if positions_BL is None else positions_BL[rows]
+                y = self.stages[stage](tokens_BL[rows] if x is None else x, within)
             if stage != last:
                 return y
             self._count(targets_BL[rows])

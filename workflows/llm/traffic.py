@@ -98,7 +98,7 @@ def _context(share: Share, place: int, inner: int) -> Traffic:
     numbers = 2 * share.tokens * model.key_heads * model.head_width // tp
     forward = Traffic(cp - 1, (cp - 1) * numbers * inner)
     backward = Traffic(2 * cp - 3, numbers * ((cp - 2) * inner + (cp - 1) * max(4, inner)))
-    again = forward if share.config.parallel.recompute == "full" else Traffic(0, 0)
+    again = Traffic(0, 0) if share.config.parallel.recompute == "none" else forward
     return (forward + again + backward).times(layers * share.microbatches)
 
 

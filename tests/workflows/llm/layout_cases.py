@@ -1,6 +1,6 @@
 """Training steps under many layouts against one plain process: `layout_cases.py CASES` with a list as JSON
 
-of `{"model": {...}, "parallel": {...}, "dtype": ..., "bound": ..., "only": [what to compare]}`. Prints
+of `{"model": {...}, "parallel": {...}, "masked": ..., "dtype": ..., "bound": ..., "only": [what to compare]}`. Prints
 `{case: what differs}` as JSON.
 """
 
@@ -36,20 +36,23 @@ Arrays = dict[str, np.ndarray]
 def config_of(case: dict) -> LlmConfig:
     return LlmConfig(
         model={**MODEL, **case.get("model", {})},
+        data={"mask_documents": case.get("masked", False)},
         train={"steps": STEPS, "global_batch": 4, "dtype": case.get("dtype", "fp64")},
         optimizer={"grad_clip": 0.05},
         parallel={"microbatch": 1, **case.get("parallel", {})},
     )
 
 
-def batch(
-    step: int, config: LlmConfig, pipeline: int = 0, pipelines: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sequences of one pipeline of several in a step's global batch."""
+def batch(step: int, config: LlmConfig, pipeline: int = 0, pipelines: int = 1) -> tuple[torch.Tensor, ...]:
+    """Return the sequences of one pipeline of several in a step's global batch, in documents of a few tokens."""
     generator = torch.Generator().manual_seed(step)
     rows = torch.randint(256, (config.train.global_batch, config.model.seq_len + 1), generator=generator)
     mine = rows.chunk(pipelines)[pipeline]
-    return mine[:, :-1], mine[:, 1:]
+    if not config.data.mask_documents:
+        return mine[:, :-1], mine[:, 1:]
+    places = torch.arange(config.model.seq_len)
+    starts = torch.where(mine[:, :-1] < 50, places, 0).cummax(1).values
+    return mine[:, :-1], mine[:, 1:], places - starts
 
 
 def drawn_weights(config: LlmConfig) -> Arrays:
@@ -132,9 +135,9 @@ def plain_steps(config: LlmConfig, weights: Arrays) -> Arrays:
     mixtures = [block.ffn for block in model.blocks.values()] if config.model.experts else []
     found: Arrays = {}
     for step in range(STEPS):
-        tokens, targets = batch(step, config)
+        tokens, targets, *positions = batch(step, config)
         adamw.zero_grad()
-        value = loss(model(tokens), targets)
+        value = loss(model(tokens, *positions), targets)
         value.backward()
         found[f"loss {step}"] = found[f"evaluated {step}"] = value.detach().numpy()
         found |= {f"gradient {step} {name}": p.grad.numpy().copy() for name, p in named.items()}
@@ -172,7 +175,7 @@ def main() -> None:
         config = config_of(case)
         try:
             check_ranks(config, comm.size)
-            key = config.model.model_dump_json()
+            key = config.model.model_dump_json() + config.data.model_dump_json()
             weights = drawn_weights(config)
             if key not in wanted:
                 wanted[key] = plain_steps(config, weights)

@@ -33,10 +33,13 @@ EXPERTS = {"experts": 4, "ffn_width": 8}
 FRONTIER = sorted((ROOT / "studies").glob("frontier_*.yaml"))
 
 
-def config(parallel: dict | None = None, dtype: str = "fp32", batch: int = 4, **model: object) -> LlmConfig:
+def config(
+    parallel: dict | None = None, dtype: str = "fp32", batch: int = 4, masked: bool = False, **model: object
+) -> LlmConfig:
     return LlmConfig.model_validate(
         {
             "model": {**MODEL, **model},
+            "data": {"mask_documents": masked},
             "train": {"steps": 1, "global_batch": batch, "dtype": dtype},
             "parallel": {"microbatch": 1, **(parallel or {})},
         }
@@ -69,17 +72,21 @@ def test_one_rank_holds_as_many_parameters_as_the_model_has():
         assert footprint(chosen, 1).fullest.parameters == chosen.model.parameters()[0]
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
 @pytest.mark.parametrize(
     "model", [{}, {"kv_heads": None}, {"arch": "gpt"}, GPT, EXPERTS, {**EXPERTS, "top_k": 1}], ids=str
 )
-def test_a_microbatch_keeps_what_autograd_keeps_to_the_byte(model, dtype, recompute):
-    chosen = config({"recompute": recompute}, dtype, **model)
+def test_a_microbatch_keeps_what_autograd_keeps_to_the_byte(model, dtype, recompute, masked):
+    chosen = config({"recompute": recompute}, dtype, masked=masked, **model)
     real = Transformer(chosen.model, 0, torch.float64 if dtype == "fp64" else torch.float32)
-    real.recompute = recompute
+    real.recompute(recompute)
     tokens = torch.zeros((1, chosen.model.seq_len), dtype=torch.int64)
-    known = {t.untyped_storage().data_ptr() for t in (*real.parameters(), *real.buffers(), tokens)}
+    positions = [torch.arange(chosen.model.seq_len).unsqueeze(0) % 5] if masked else []
+    known = {
+        t.untyped_storage().data_ptr() for t in (*real.parameters(), *real.buffers(), tokens, *positions)
+    }
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -91,7 +98,7 @@ def test_a_microbatch_keeps_what_autograd_keeps_to_the_byte(model, dtype, recomp
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"),
     ):
-        logits = real(tokens)
+        logits = real(tokens, *positions)
         loss(logits.float() if dtype == "bf16" else logits, tokens)
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert activation_bytes(Share(chosen, 1), NUMERICS[dtype], 0) == found
@@ -182,8 +189,8 @@ def kept_of_a_microbatch(share: Share, place: int) -> int | None:
 
 
 TWO = [
-    *({"tp": 2, "recompute": recompute} for recompute in ("none", "full")),
-    *({"cp": 2, "recompute": recompute} for recompute in ("none", "full")),
+    *({"tp": 2, "recompute": recompute} for recompute in ("none", "selective", "full")),
+    *({"cp": 2, "recompute": recompute} for recompute in ("none", "selective", "full")),
     *({"zero": zero} for zero in (0, 1, 2, 3)),
     {"zero": 3, "recompute": "full"},
     {"pp": 2},

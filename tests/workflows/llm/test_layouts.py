@@ -17,6 +17,10 @@ def case(model: dict | None = None, **parallel) -> dict:
     return {"model": model or {}, "parallel": parallel}
 
 
+def masked(model: dict | None = None, **parallel) -> dict:
+    return {**case(model, **parallel), "masked": True}
+
+
 def pipelines(**more) -> list[dict]:
     return [case(pp=2, schedule=name, stages_per_rank=v, **more) for name, v in SCHEDULES.items()]
 
@@ -24,11 +28,14 @@ def pipelines(**more) -> list[dict]:
 ONE = [
     case(),
     case(recompute="full"),
+    case(recompute="selective"),
     case(UNTIED),
     case(GPT),
     case(microbatch=4),
     case(schedule="zbv", stages_per_rank=2),
     *(case(model, recompute="full") for model in (EXPERTS, ROOM)),
+    masked(),
+    masked(GPT, recompute="full"),
 ]
 TWO = [
     *(case(model, **{axis: 2}) for axis in ("tp", "pp", "cp") for model in ({}, UNTIED, GPT)),
@@ -44,6 +51,13 @@ TWO = [
     *(case(EXPERTS, **{axis: 2}) for axis in ("tp", "pp", "cp")),
     *(case(ROOM, zero=zero) for zero in (1, 2, 3)),
     case(ROOM),
+    *(masked(model, **{axis: 2}) for axis in ("tp", "pp", "cp") for model in ({}, GPT)),
+    masked(cp=2, recompute="full"),
+    masked(cp=2, recompute="selective"),
+    case(tp=2, recompute="selective"),
+    case(pp=2, recompute="selective", schedule="zero_bubble"),
+    case(zero=3, recompute="selective"),
+    masked(zero=3),
     {**case(tp=2), "dtype": "fp32", "bound": 1e-4},
     {**case(tp=2), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
     {**case(cp=2), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
@@ -68,6 +82,8 @@ FOUR = [
     case(ROOM, ep=2, pp=2, schedule="zero_bubble"),
     case(order=["tp", "cp", "pp", "dp"], tp=2, pp=2),
     case(EXPERTS, order=["cp", "dp", "pp", "tp"], ep=2, pp=2),
+    masked(cp=4),
+    masked(GPT, tp=2, cp=2),
 ]
 ALL_FOUR = [
     *(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.func import functional_call
 
 from workflows.llm.config import ModelConfig
-from workflows.llm.model import Transformer, loss, rotary_table, rotate
+from workflows.llm.model import Transformer, attend, loss, rotary_table, rotate
 
 SHAPES = {
     "plain": {"width": 16, "layers": 1},
@@ -102,6 +103,45 @@ def test_a_token_changes_its_own_and_later_logits_only(shape, changed):
     assert moved.tolist() == [place >= changed for place in range(12)]
 
 
+@pytest.mark.parametrize("shape", [*SHAPES.values(), {"arch": "gpt", "width": 32}], ids=[*SHAPES, "gpt"])
+def test_packed_documents_have_the_loss_and_gradients_of_each_alone(shape):
+    """Sequences of documents of 3, 1, 8 and 12 tokens; the targets are the same, to the one after the last token."""
+    model, _ = network(**shape)
+    tokens_BL, targets_BL = text(), text().roll(-1, 1)
+    positions_BL = torch.tensor([[0, 1, 2, 0, 0, 1, 2, 3, 4, 5, 6, 7], [*range(12)]])
+    packed = loss(model(tokens_BL, positions_BL), targets_BL)
+    documents = [(0, 0, 3), (0, 3, 4), (0, 4, 12), (1, 0, 12)]
+    alone = sum(
+        loss(model(tokens_BL[row : row + 1, first:end]), targets_BL[row : row + 1, first:end]) * (end - first)
+        for row, first, end in documents
+    )
+    assert packed.item() == pytest.approx(alone.item() / 24, rel=1e-13)
+    assert abs(packed - loss(model(tokens_BL), targets_BL)).item() > 1e-3, "the mask does something"
+    weights = list(model.parameters())
+    for got, want in zip(
+        torch.autograd.grad(packed, weights), torch.autograd.grad(alone / 24, weights), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12 * want.abs().max().item() + 1e-15)
+
+
+@pytest.mark.parametrize("what", ["selective", "full"])
+@pytest.mark.parametrize("shape", [SHAPES["grouped"], {"arch": "gpt", "width": 32}], ids=["llama", "gpt"])
+@pytest.mark.parametrize("positions", [[], [torch.arange(12).expand(2, 12) % 5]], ids=["whole", "packed"])
+def test_what_is_computed_again_has_the_same_gradients_bit_by_bit(shape, positions, what):
+    model, _ = network(**shape)
+    found = []
+    for each in ("none", what):
+        model.recompute(each)
+        again = mock.Mock(side_effect=attend)
+        for block in model.blocks.values():
+            block.attention.attend = again
+        gradients = torch.autograd.grad(loss(model(text(), *positions), text()), list(model.parameters()))
+        found.append(gradients)
+        assert again.call_count == (len(model.blocks) if each == "none" else 2 * len(model.blocks))
+    for got, want in zip(*found, strict=True):
+        assert torch.equal(got, want)
+
+
 @torch.no_grad()
 def test_a_shorter_sequence_has_the_logits_of_its_part():
     model, _ = network(**SHAPES["grouped"])
@@ -110,7 +150,7 @@ def test_a_shorter_sequence_has_the_logits_of_its_part():
 
 @pytest.mark.parametrize("shift", [1, 5])
 def test_rotary_scores_depend_on_the_distance_alone(shift):
-    cos, sin = rotary_table(ModelConfig(width=16, seq_len=20), torch.float64)
+    cos, sin = rotary_table(ModelConfig(width=16), torch.float64, torch.arange(20))
     q, k = torch.randn((2, 1, 1, 1, 16), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def score(of: int, to: int) -> float:
