@@ -225,6 +225,8 @@ class TrainConfig(Section):
     """Of the initial weights."""
     dtype: Literal["fp32", "bf16", "fp64"] = "fp32"
     """Of weights, gradients and moments; `bf16` multiplies in bf16 and keeps all else in fp32."""
+    compile: bool = False
+    """Whether torch.compile makes each block's kernels, with a C++ compiler; pays off in long runs."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -325,8 +327,9 @@ def mathematics(config: LlmConfig) -> dict[str, Any]:
         mode="json",
         exclude={
             "parallel": True,
-            "train": {"log_every", "checkpoint_every", "async_checkpoint", "skip_nonfinite"},
+            "train": {"log_every", "checkpoint_every", "async_checkpoint", "skip_nonfinite", "compile"},
             "model": idle,
+            "data": set() if config.data.mask_documents else {"mask_documents"},
         },
     )
     length = {"steps": config.steps, "tokens": None, "flops": None}
@@ -390,6 +393,20 @@ def check_ranks(config: LlmConfig, ranks: int) -> None:
         raise ValueError(
             f"parallel.zero={parallel.zero} with schedule {parallel.schedule}, which puts off gradients of weights: "
             "they would be shared out before they are there; take zero 0 or 1"
+        )
+    compiled: tuple[tuple[str, object, object], ...] = (
+        ("parallel.tp", parallel.tp, 1),
+        ("parallel.cp", parallel.cp, 1),
+        ("parallel.zero", parallel.zero, 0),
+        ("parallel.recompute", parallel.recompute, "none"),
+        ("data.mask_documents", config.data.mask_documents, False),
+    )
+    for key, what, works in compiled:
+        if train.compile and what != works:
+            raise ValueError(f"train.compile=true with {key}={what}: a block is compiled with {works} only")
+    if train.compile and splits_backward:
+        raise ValueError(
+            f"train.compile=true with schedule {parallel.schedule}, which puts off gradients of weights; take another"
         )
     if parallel.zero and model.tied_head and stages > 1 and any({0, stages - 1} <= set(row) for row in held):
         raise ValueError(

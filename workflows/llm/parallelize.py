@@ -190,6 +190,9 @@ class ParallelModel:
         config = self.config
         model = Transformer(config.model, config.train.seed, self.dtype, layers)
         model.recompute(config.parallel.recompute)
+        if config.train.compile:
+            for block in model.blocks.values():
+                block.compile()
         if hasattr(model, "positions"):
             model.positions.share = self.mesh.place("tp")
         if self.mesh.cp is not None:

@@ -102,6 +102,10 @@ def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path, gemm_peak_flop
         check_ranks(config, job.world_size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if config.train.compile:
+        from workflows.llm.compiler import prepare_compiler
+
+        prepare_compiler(cache_dir / "compiled")
     tokens = _on_rank_0(job, lambda: prepare_tokens(config.data, config.model.vocab_size, cache_dir))
     layout = layout_of(config, job.world_size)
     torch.manual_seed(config.train.seed)  # nothing draws from it yet; checkpoints keep its state all the same
