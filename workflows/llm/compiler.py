@@ -1,34 +1,32 @@
-"""torch.compile made ready for ranks: files where no other user can put one, and a compiler that is there.
+"""torch.compile made ready for a rank: a folder of its own for what it makes, and a compiler that is there.
 
 Imported only where it is used: it loads torch's compiler, which costs a rank more than a second.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
-from pathlib import Path
+import shutil
+import tempfile
 
 import torch
-import torch._dynamo.config
-import torch._functorch.config
-import torch._inductor.config
 
-from launch.rundir import make_private
 from workflows.errors import ConfigError
 
 
-def prepare_compiler(folder: Path) -> None:
-    """Let torch.compile keep its libraries in `folder`, and no pickles, and try it on a small function.
+def prepare_compiler() -> None:
+    """Give torch.compile a private folder until this process ends, and try it on a small function.
+
+    A folder that stays would hand on what a killed rank left half written, and pickles; and its usual name in
+    /tmp is known to all.
 
     Raises:
         ConfigError: it cannot compile here; the sentence says what torch says.
     """
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
-        make_private(folder).absolute()
-    )  # else in /tmp, by a known name
-    torch._inductor.config.fx_graph_cache = False
-    torch._functorch.config.enable_autograd_cache = False
-    torch._dynamo.config.automatic_dynamic_local_pgo = False
+    folder = tempfile.mkdtemp(prefix="isoflop-compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
     try:
         torch.compile(torch.square)(torch.ones(2))
     except Exception as error:  # torch wraps whatever its back end raises

@@ -401,9 +401,9 @@ def check_ranks(config: LlmConfig, ranks: int) -> None:
         ("parallel.recompute", parallel.recompute, "none"),
         ("data.mask_documents", config.data.mask_documents, False),
     )
-    for key, what, works in compiled:
-        if train.compile and what != works:
-            raise ValueError(f"train.compile=true with {key}={what}: a block is compiled with {works} only")
+    for key, chosen, works in compiled:
+        if train.compile and chosen != works:
+            raise ValueError(f"train.compile=true with {key}={chosen}: a block is compiled with {works} only")
     if train.compile and splits_backward:
         raise ValueError(
             f"train.compile=true with schedule {parallel.schedule}, which puts off gradients of weights; take another"

@@ -105,7 +105,7 @@ def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path, gemm_peak_flop
     if config.train.compile:
         from workflows.llm.compiler import prepare_compiler
 
-        prepare_compiler(cache_dir / "compiled")
+        prepare_compiler()
     tokens = _on_rank_0(job, lambda: prepare_tokens(config.data, config.model.vocab_size, cache_dir))
     layout = layout_of(config, job.world_size)
     torch.manual_seed(config.train.seed)  # nothing draws from it yet; checkpoints keep its state all the same

@@ -1,7 +1,7 @@
 """Training steps under many layouts against one plain process: `layout_cases.py CASES` with a list as JSON
 
-of `{"model": {...}, "parallel": {...}, "masked": ..., "dtype": ..., "bound": ..., "only": [what to compare]}`. Prints
-`{case: what differs}` as JSON.
+of `{"model": {...}, "parallel": {...}, "masked": ..., "compile": ..., "dtype": ..., "bound": ...,
+"only": [what to compare]}`. Prints `{case: what differs}` as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def config_of(case: dict) -> LlmConfig:
     return LlmConfig(
         model={**MODEL, **case.get("model", {})},
         data={"mask_documents": case.get("masked", False)},
-        train={"steps": STEPS, "global_batch": 4, "dtype": case.get("dtype", "fp64")},
+        train={"steps": STEPS, "global_batch": 4, "dtype": case.get("dtype", "fp64")}
+        | {"compile": case.get("compile", False)},
         optimizer={"grad_clip": 0.05},
         parallel={"microbatch": 1, **case.get("parallel", {})},
     )
@@ -173,6 +174,10 @@ def main() -> None:
     init_process_group(comm, "mpi4py", 60)
     for case in json.loads(sys.argv[1]):
         config = config_of(case)
+        if config.train.compile:
+            from workflows.llm.compiler import prepare_compiler
+
+            prepare_compiler()
         try:
             check_ranks(config, comm.size)
             key = config.model.model_dump_json() + config.data.model_dump_json()
@@ -186,6 +191,8 @@ def main() -> None:
             )
             if wrong := differences(shown, same, case.get("bound", 1e-9)):
                 failures[json.dumps(case)] = wrong
+            if config.train.compile and not torch._dynamo.utils.counters["stats"]["unique_graphs"]:
+                failures[json.dumps(case)] = "nothing was compiled"
         except Exception:
             print(
                 f"{json.dumps(case)}, rank {comm.rank}: {traceback.format_exc()}", file=sys.stderr, flush=True

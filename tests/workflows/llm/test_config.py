@@ -102,7 +102,7 @@ def test_three_ways_to_say_one_length_are_one_run():
         ({"parallel": {"ep": 2, "order": ["tp", "dp", "pp", "cp"]}}, True),
         ({"model": {"top_k": 1, "capacity": 1.5, "bias_rate": 0}}, True),
         ({"model": {"experts": 4}}, False),
-        ({"train": {"steps": 1, "log_every": 3, "checkpoint_every": 3}}, True),
+        ({"train": {"steps": 1, "log_every": 3, "checkpoint_every": 3, "compile": True}}, True),
         ({"train": {"steps": 2}}, False),
         ({"train": {"steps": 1, "seed": 1}}, False),
         ({"train": {"steps": 1, "evaluations": 2}}, False),
@@ -244,6 +244,25 @@ def test_a_layout_that_the_model_cannot_have_is_refused(model, parallel, ranks, 
     made = config(model=model, parallel=parallel)
     with pytest.raises(ValueError, match=re.escape(sentence)):
         check_ranks(made, ranks)
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"parallel": {"tp": 2}}, "parallel.tp=2: a block is compiled with 1 only"),
+        ({"parallel": {"cp": 2}}, "parallel.cp=2: a block is compiled with 1 only"),
+        ({"parallel": {"zero": 1}}, "parallel.zero=1: a block is compiled with 0 only"),
+        ({"parallel": {"recompute": "full"}}, "parallel.recompute=full: a block is compiled with none only"),
+        ({"parallel": {"recompute": "selective"}}, "parallel.recompute=selective: a block is compiled with "),
+        ({"parallel": {"pp": 2, "schedule": "zero_bubble"}}, "schedule zero_bubble, which puts off"),
+        ({"data": {"mask_documents": True}}, "data.mask_documents=True: a block is compiled with False only"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(section, sentence):
+    made = config(**section, train={"steps": 1, "compile": True})
+    with pytest.raises(ValueError, match=f"train.compile=true with {sentence}"):
+        check_ranks(made, 2)
+    check_ranks(config(**section), 2)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 
 import pytest
 
@@ -116,5 +117,16 @@ ALL_FOUR = [
 )
 def test_a_layout_changes_no_step_beyond_rounding(mpiexec, ranks, cases):
     done = mpiexec(ranks, "-m", "tests.workflows.llm.layout_cases", json.dumps(cases), timeout_s=580)
+    assert done.status == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == {}
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+@pytest.mark.parametrize(("ranks", "cases"), [(1, [case(), case(GPT)]), (2, [case(), case(pp=2)])])
+def test_compiled_blocks_change_no_step_beyond_rounding(mpiexec, ranks, cases):
+    compiled = json.dumps([{**each, "compile": True} for each in cases])
+    done = mpiexec(ranks, "-m", "tests.workflows.llm.layout_cases", compiled, timeout_s=580)
     assert done.status == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == {}
