@@ -376,6 +376,11 @@ def check_ranks(config: LlmConfig, ranks: int) -> None:
         if value % divisor:
             raise ValueError(f"{what} = {value} is no multiple of {divisor}, which is {by}")
     layout_of(config, ranks)  # raises what is no layout
+    if model.experts and model.capacity is not None and config.data.mask_documents:
+        raise ValueError(
+            f"data.mask_documents=true with model.capacity={model.capacity}: experts' room is a sequence's, which its "
+            "documents would share; take no capacity"
+        )
     if parallel.ep > 1 and not model.experts:
         raise ValueError(f"parallel.ep={parallel.ep}: there are no experts to share; set model.experts")
     if parallel.ep > 1 and parallel.zero:
@@ -400,6 +405,7 @@ def check_ranks(config: LlmConfig, ranks: int) -> None:
         ("parallel.zero", parallel.zero, 0),
         ("parallel.recompute", parallel.recompute, "none"),
         ("data.mask_documents", config.data.mask_documents, False),
+        ("model.experts", model.experts, 0),
     )
     for key, chosen, works in compiled:
         if train.compile and chosen != works:

@@ -256,6 +256,7 @@ def test_a_layout_that_the_model_cannot_have_is_refused(model, parallel, ranks, 
         ({"parallel": {"recompute": "selective"}}, "parallel.recompute=selective: a block is compiled with "),
         ({"parallel": {"pp": 2, "schedule": "zero_bubble"}}, "schedule zero_bubble, which puts off"),
         ({"data": {"mask_documents": True}}, "data.mask_documents=True: a block is compiled with False only"),
+        ({"model": {"experts": 4}}, "model.experts=4: a block is compiled with 0 only"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused(section, sentence):
@@ -263,6 +264,16 @@ def test_what_cannot_be_compiled_is_refused(section, sentence):
     with pytest.raises(ValueError, match=f"train.compile=true with {sentence}"):
         check_ranks(made, 2)
     check_ranks(config(**section), 2)
+
+
+def test_documents_that_would_share_their_experts_room_are_refused():
+    experts = {"experts": 4, "capacity": 1.5}
+    check_ranks(config(model=experts), 1)
+    check_ranks(config(model={"experts": 4}, data={"mask_documents": True}), 1)
+    with pytest.raises(
+        ValueError, match=r"^data\.mask_documents=true with model.capacity=1.5: experts' room is "
+    ):
+        check_ranks(config(model=experts, data={"mask_documents": True}), 1)
 
 
 @pytest.mark.parametrize(
