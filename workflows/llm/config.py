@@ -22,7 +22,8 @@ FLOPS_CONVENTION = (
     "a token chooses"
 )
 HARDWARE_CONVENTION = (
-    "the same, and the forward pass of the blocks once more where parallel.recompute is full"
+    "the same, and the forward pass of the blocks once more where parallel.recompute is full, of attention's scores "
+    "where it is selective"
 )
 BYTE_VOCABULARY = 256
 EXPERT_KEYS = {"experts", "top_k", "capacity", "bias_rate"}
@@ -305,7 +306,10 @@ class LlmConfig(Section):
 
     def hardware_flops_per_token(self) -> int:
         """Return the FLOPs a token that are done, what is computed again in the backward pass included."""
-        again = self.model.block_flops_per_token() if self.parallel.recompute == "full" else 0
+        scores = 2 * self.model.layers * 2 * self.model.seq_len * self.model.width
+        again = {"none": 0, "selective": scores, "full": self.model.block_flops_per_token()}[
+            self.parallel.recompute
+        ]
         return self.model.flops_per_token() + again
 
     @property

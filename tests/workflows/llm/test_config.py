@@ -266,6 +266,18 @@ def test_what_cannot_be_compiled_is_refused(section, sentence):
     check_ranks(config(**section), 2)
 
 
+def test_computing_attention_again_costs_its_two_products_a_layer():
+    again = {
+        what: config(parallel={"recompute": what}).hardware_flops_per_token()
+        for what in ("none", "selective", "full")
+    }
+    model = config().model
+    scores, values = 2 * model.seq_len * model.width, 2 * model.seq_len * model.width
+    assert again["none"] == model.flops_per_token()
+    assert again["selective"] - again["none"] == model.layers * (scores + values)
+    assert again["full"] - again["selective"] == 2 * model.layers * model.block_matmul_parameters()
+
+
 def test_documents_that_would_share_their_experts_room_are_refused():
     experts = {"experts": 4, "capacity": 1.5}
     check_ranks(config(model=experts), 1)
