@@ -188,6 +188,29 @@ def export(
         print(path)
 
 
+@app.command()
+def doctor(
+    site: Annotated[str, typer.Option("--site", help="as what to look at this machine")] = "local",
+    runs_dir: Annotated[Path, typer.Option(help="where studies are to be kept")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Look for what is likely to spoil a run on this machine, and end with 3 when something is wrong."""
+    from dataclasses import asdict
+
+    from launch.rundir import make_private
+    from slurm.site import load_site
+    from workflows.doctor import examine
+
+    findings = examine(load_site(site), make_private(runs_dir))
+    from workflows import show  # only now: a foreign package of one of our names would end it
+
+    rows = [(finding.check, finding.verdict, finding.sentence) for finding in findings]
+    _print(
+        [asdict(f) for f in findings] if as_json else show.table(("check", "verdict", "what was found"), rows)
+    )
+    raise typer.Exit(3 if any(finding.verdict == "wrong" for finding in findings) else 0)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(metavar="sites|laws|workflows")], as_json: Json = False

@@ -196,6 +196,13 @@ def test_the_scheduler_is_asked_before_a_job_is_sent(cluster, tmp_path):
     assert "invalid partition" in problem.lower()
 
 
+def test_doctor_starts_ranks_under_srun_and_finds_one_world(cluster, isoflop, tmp_path):
+    done = isoflop("doctor", "--site", "loopback", "--runs-dir", tmp_path / "runs", "--json")
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert found["scheduler"]["verdict"] == found["world size"]["verdict"] == "ok"
+    assert "srun starts one world of 2 ranks" in found["world size"]["sentence"]
+
+
 def test_a_scheduler_that_is_gone_is_unreachable(cluster, monkeypatch, tmp_path, isoflop, small):
     conf = (cluster.directory / "slurm.conf").read_text()
     port = next(line for line in conf.splitlines() if line.startswith("SlurmctldPort="))
