@@ -79,6 +79,7 @@ config:
   data:
     source: stdlib
     tokenizer: byte
+    mask_documents: false
     validation_fraction: 0.05
     seed: 0
   optimizer:
@@ -106,6 +107,7 @@ config:
     skip_nonfinite: 0
     seed: 0
     dtype: bf16
+    compile: false
   parallel:
     tp: 2
     pp: 8

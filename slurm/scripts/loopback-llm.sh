@@ -54,6 +54,7 @@ config:
   data:
     source: stdlib
     tokenizer: byte
+    mask_documents: false
     validation_fraction: 0.05
     seed: 0
   optimizer:
@@ -81,6 +82,7 @@ config:
     skip_nonfinite: 0
     seed: 1
     dtype: fp32
+    compile: false
   parallel:
     tp: 1
     pp: 1

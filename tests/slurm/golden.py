@@ -11,10 +11,14 @@ from tests.conftest import ROOT
 from workflows.batch import Wishes, script
 from workflows.study import read_study
 
-READY = {  # slurm/scripts/SITE-WORKFLOW.sh: the study it is a run of
-    "frontier-llm": "frontier_22b",
-    "loopback-llm": "llm_layouts",
-    "perlmutter-llm": "frontier_22b",
+LARGE = ["base.graph.rmat.scale=28", "resources={ranks: 64, threads: 7}"]
+READY = {  # slurm/scripts/SITE-WORKFLOW.sh: the study it is a run of, and what is overridden
+    "frontier-embedding": ("embedding_rmat", LARGE),
+    "frontier-llm": ("frontier_22b", []),
+    "loopback-embedding": ("embedding_rmat", []),
+    "loopback-llm": ("llm_layouts", []),
+    "perlmutter-embedding": ("embedding_rmat", LARGE),
+    "perlmutter-llm": ("frontier_22b", []),
 }
 
 
@@ -60,7 +64,8 @@ HARD = {  # tests/golden/NAME.sh
 
 def ready(name: str) -> str:
     """Return the ready script of that name as it is rendered now."""
-    study = read_study(ROOT / "studies" / f"{READY[name]}.yaml", site=name.partition("-")[0])
+    name_of_study, overrides = READY[name]
+    study = read_study(ROOT / "studies" / f"{name_of_study}.yaml", overrides, name.partition("-")[0])
     return script(study, study.runs[0].id, Wishes(portable=True))
 
 
