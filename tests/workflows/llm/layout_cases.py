@@ -94,6 +94,16 @@ def gathered(model: ParallelModel, parts: dict[str, torch.Tensor]) -> Arrays:
     return wholes
 
 
+def counts_on(model: ParallelModel) -> list[bool]:
+    """Return, for each bucket that travels, whether exactly as many gradients came as it waits for in a step."""
+    return [
+        bucket.waiting == 0
+        for buckets in getattr(model, "_buckets", ())
+        if buckets._group is not None
+        for bucket in buckets._buckets
+    ]
+
+
 def parallel_steps(config: LlmConfig, weights: Arrays) -> Arrays:
     """Return what the steps show, as whole arrays: losses, norms, gradients, and the weights after them."""
     comm = MPI.COMM_WORLD
@@ -108,6 +118,7 @@ def parallel_steps(config: LlmConfig, weights: Arrays) -> Arrays:
         total = comm.allreduce(model.loss_sum(*mine))
         found[f"evaluated {step}"] = np.array(total / config.tokens_per_step)
         value, norm = model.backward(*mine)
+        assert all(counts_on(model)), "a bucket of gradients left early, or never"
         found[f"loss {step}"], found[f"norm {step}"] = np.array(value), np.array(norm)
         gradients = model.gradients()
         found |= {f"gradient {step} {name}": whole for name, whole in gathered(model, gradients).items()}

@@ -75,6 +75,7 @@ FOUR = [
     case(pp=2, zero=3),
     case(pp=2, zero=1, schedule="zero_bubble"),
     case(pp=2, schedule="zero_bubble"),
+    case(pp=2, schedule="zbv", stages_per_rank=2),
     case(UNTIED, tp=2, pp=2, schedule="dualpipev", stages_per_rank=2),
     *(case(model, ep=2, pp=pp) for model in (EXPERTS, ROOM) for pp in (1, 2)),
     case(EXPERTS, ep=4),
