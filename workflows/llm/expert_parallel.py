@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from analysis.store.schema import StreamSpec
 from mpi_ops.mesh import Mesh
 from workflows.llm.config import ModelConfig
 from workflows.llm.model import Transformer
@@ -62,12 +63,22 @@ class ExpertParallel:
         for layer, mixture in self._layers.items():
             mixture.update_bias(self.loads[int(layer)], self._config.bias_rate)
 
-    @property
-    def load_imbalance(self) -> float:
-        """The largest over the mean load of a layer's experts in the last step, 1 at best; the worst layer's."""
-        return (self.loads.amax(1) / self.loads.mean(1)).max().item()
+    def measures(self) -> dict[str, float]:
+        """Return the values of the last step for `expert_streams`."""
+        if not self._config.experts:
+            return {}
+        imbalance = (self.loads.amax(1) / self.loads.mean(1)).max()
+        return {
+            "expert_imbalance": imbalance.item(),
+            "dropped_share": (self.dropped.sum() / self.loads.sum()).item(),
+        }
 
-    @property
-    def dropped_share(self) -> float:
-        """Pairs of a token and an expert without room, of all in the last step."""
-        return (self.dropped.sum() / self.loads.sum()).item()
+
+def expert_streams(config: ModelConfig) -> tuple[StreamSpec, ...]:
+    """Return what a run records of its experts, none where there are none."""
+    if not config.experts:
+        return ()
+    return (
+        StreamSpec("expert_imbalance", "1", "largest over mean load of a layer's experts, the worst layer's"),
+        StreamSpec("dropped_share", "1", "pairs of a token and its expert that found no room, of all"),
+    )

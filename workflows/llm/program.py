@@ -27,6 +27,7 @@ from workflows.llm.account import RATES, Account, Peak, gemm_peak, memory_stream
 from workflows.llm.batches import Batches
 from workflows.llm.config import HARDWARE_CONVENTION, LlmConfig, check_ranks, layout_of, size
 from workflows.llm.data import TokenFile, prepare_tokens
+from workflows.llm.expert_parallel import expert_streams
 from workflows.llm.parallelize import ParallelModel
 
 STREAMS = (
@@ -117,7 +118,7 @@ def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path, gemm_peak_flop
     peak = _on_rank_0(job, lambda: gemm_peak(gemm_peak_flops_per_s, config.train.dtype))
     meta = _meta(job, config, tokens, first_step, peak)
     attempt_file = job.run.attempt(job.attempt, "h5")
-    streams = [*STREAMS, *memory_streams(layout.pp)]
+    streams = [*STREAMS, *memory_streams(layout.pp), *expert_streams(config.model)]
     with Metrics(job.comm, attempt_file, meta=meta, streams=streams, summary=SUMMARY) as metrics:
         counted = Account(config, model, metrics, peak, first_step)
         saver = checkpoint.Saver(job.comm.Dup(), job.run.checkpoints, beside=config.train.async_checkpoint)
@@ -167,6 +168,7 @@ def advance(run: Training) -> None:
     run.metrics.step(run.step, wall_s, counters.seconds() - waited_s)
     if last or run.step % settings.log_every == 0:
         row = {"train_loss": train_loss, "grad_norm": grad_norm, "lr": lr, "skipped_steps": run.skipped}
+        row |= run.model.experts.measures()
         run.metrics.record(run.step, run.tokens, **row, **run.account.row(run.step))
     if last or run.step % settings.checkpoint_every == 0:
         save(run)

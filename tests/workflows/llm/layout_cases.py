@@ -126,7 +126,7 @@ def parallel_steps(config: LlmConfig, weights: Arrays) -> Arrays:
         optimizer.step(LR, gradients)
         model.experts.balance()
         found |= {f"load {step} {layer}": load.numpy() for layer, load in enumerate(model.experts.loads)}
-        found[f"dropped {step}"] = np.array(model.experts.dropped.sum())
+        found[f"dropped {step}"] = model.experts.dropped.sum().numpy()
     found |= {f"bias {name}": whole for name, whole in gathered(model, model.state()).items()}
     return found | {f"weight {name}": whole for name, whole in gathered(model, model.parameters()).items()}
 

@@ -234,6 +234,8 @@ def test_messages_and_memory_are_those_that_the_ranks_count(mpiexec, ranks, layo
             sent = places[rank["place"]].traffic
             wanted = {axis: [t.messages, t.sent_bytes] for axis, t in sent.items()}
             assert rank["sent"] == wanted, each.parallel
+            if not each.parallel.zero:
+                assert rank["parameters"] == places[rank["place"]].parameters, each.parallel
             assert rank["kept"] == kept_of_a_microbatch(Share(each, ranks), rank["place"]), each.parallel
 
 
@@ -250,6 +252,15 @@ def test_a_plan_for_frontier_shows_what_fits_a_gcd(path, isoflop):
     assert f"{max(rank['peak_bytes'] for rank in ranks) / 2**30:.1f} GiB (pp 0)" in text
     messages = [sum(sent["messages"] for sent in rank["traffic"].values()) for rank in ranks]
     assert f"{max(messages):,}" in text
+
+
+def test_the_study_of_experts_shares_them_and_has_as_many_active_parameters_as_its_dense_model():
+    *mixtures, dense = (run.config for run in read_study(ROOT / "studies" / "llm_experts.yaml").runs)
+    for mixture in mixtures:
+        assert footprint(mixture, 2).layout == {"dp": 2, "pp": 1, "cp": 1, "tp": 1, "ep": 2}
+        router = mixture.model.width * mixture.model.experts
+        active = dense.model.block_matmul_parameters() + router
+        assert mixture.model.block_matmul_parameters() == active
 
 
 def test_the_layout_study_tries_every_way_that_two_ranks_have():

@@ -60,6 +60,7 @@ TWO = [
     case(zero=3, recompute="selective"),
     masked(zero=3),
     {**case(tp=2), "dtype": "fp32", "bound": 1e-4},
+    {**case(EXPERTS, ep=2), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
     {**case(tp=2), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
     {**case(cp=2), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
     {**case(pp=2, schedule="zero_bubble"), "dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]},
@@ -103,6 +104,9 @@ ALL_FOUR = [
     *pipelines(cp=2),
     *pipelines(),
     case(GPT, tp=2, pp=2),
+    *(case(ROOM, ep=2, pp=2, schedule=name, stages_per_rank=v) for name, v in SCHEDULES.items()),
+    *(case({**EXPERTS, "top_k": 1}, ep=2, **axis) for axis in ({}, {"tp": 2}, {"pp": 2}, {"cp": 2})),
+    *(case(EXPERTS, zero=zero, tp=2) for zero in (1, 2, 3)),
 ]
 
 

@@ -78,3 +78,11 @@ def test_losses_go_on_as_if_the_layout_had_never_changed(walked):
         np.testing.assert_array_equal(one["step"], other["step"])
         np.testing.assert_array_equal(one["tokens"], other["tokens"])
         assert difference(one["value"], other["value"]) <= (1e-4 if name == "grad_norm" else 1e-6), name
+    if "expert_imbalance" in run.streams:
+        steps = run.streams["train_loss"]["step"]
+        np.testing.assert_array_equal(run.streams["expert_imbalance"]["step"], steps)
+        assert (run.streams["expert_imbalance"]["value"] > 1).all()
+        assert (run.streams["expert_imbalance"]["value"] <= 4 / 2).all(), (
+            "no expert gets more than every token"
+        )
+        assert (run.streams["dropped_share"]["value"] == 0).all()

@@ -33,7 +33,8 @@ def counted(config: LlmConfig, layout: ParallelLayout) -> dict:
         if each.op not in ("recv", "irecv"):
             messages, sent_bytes = sent.get(axis, (0, 0))
             sent[axis] = messages + each.calls, sent_bytes + each.sent_bytes
-    return {"place": model.mesh.place("pp"), "sent": sent}
+    parameters = sum(part.numel() for part in model.parameters().values())
+    return {"place": model.mesh.place("pp"), "sent": sent, "parameters": parameters}
 
 
 def kept_bytes(config: LlmConfig, layout: ParallelLayout) -> int:
