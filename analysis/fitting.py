@@ -13,7 +13,7 @@ from analysis.errors import DataError, NotConvergedError
 from analysis.identify import identify, independent, intervals_of
 from analysis.law import Law
 from analysis.minimise import CONVERGED, Minima, minimise
-from analysis.problem import Problem
+from analysis.problem import N_STARTS, Problem
 from analysis.resampling import Resampling, weights_of
 from analysis.result import FitResult
 from analysis.table import Observations
@@ -26,6 +26,8 @@ MOST_SPREAD = 1e6
 SAME_OBJECTIVE = 1e-6
 """Relative difference up to which two starts ended at the same minimum."""
 ENOUGH_RESAMPLES = 100
+LEAST_SPARE = 2
+"""Points beyond the parameters from which on resamples say anything."""
 POINTS = Resampling()
 
 
@@ -46,6 +48,7 @@ def fit(
     hold: Mapping[str, float] | None = None,
     delta: float | None = None,
     scale: str | None = None,
+    starts: int = N_STARTS,
     bootstrap: int = 1000,
     resampling: Resampling = POINTS,
     seed: int = 0,
@@ -53,9 +56,10 @@ def fit(
     """Return the law fitted by the sum of Huber_delta(residual); a residual is ln predicted - ln observed.
 
     A law of bounded outcomes takes differences instead, over the mean outcome; `scale` and `delta` overrule what the
-    law asks for. Parameters in `hold` stay at their value. All of the law's starting points are followed to their
-    minimum and the lowest one is taken. Intervals are the 2.5 and 97.5 percentiles of `bootstrap` resamples of the
-    points (or of what `resampling` draws), each fitted from that minimum; resample i is drawn from (seed, i) alone.
+    law asks for. Parameters in `hold` stay at their value. The law's best starting points, at most `starts`, are
+    followed to their minimum and the lowest one is taken. Intervals are the 2.5 and 97.5 percentiles of `bootstrap`
+    resamples of the points (or of what `resampling` draws), each fitted from that minimum; resample i is drawn from
+    (seed, i) alone.
 
     Raises:
         DataError: the points are too few or too alike for the law, or their losses are all the same.
@@ -67,7 +71,7 @@ def fit(
         raise DataError(f"delta={delta}, bootstrap={bootstrap}: delta is positive, bootstrap at least 0")
     problem = chosen.bind(observations, hold, scale)
     _check_outcomes(observations)
-    minima, best = solve(problem, delta)
+    minima, best = solve(problem, delta, starts)
     theta, objective = minima.theta[best], float(minima.objective[best])
     gradient_norm = float(minima.gradient_norm[best])
     if not gradient_norm <= CONVERGED:
@@ -76,7 +80,9 @@ def fit(
             f"a minimum has less than {CONVERGED:g}"
         )
     reached = minima.objective <= objective * (1 + SAME_OBJECTIVE) + 1e-15
-    drawn = resample(problem, theta, delta, weights_of(observations, resampling, bootstrap, seed))
+    spare = len(observations) - len(problem.parameters) + len(problem.held)
+    count = bootstrap if spare >= LEAST_SPARE else 0
+    drawn = resample(problem, theta, delta, weights_of(observations, resampling, count, seed))
     residual, slopes = problem.residual(theta[None])
     names = list(problem.parameters)
     natural = dict(zip(names, problem.natural(theta[None])[0].tolist(), strict=True))
@@ -104,12 +110,12 @@ def fit(
         gradient_norm=gradient_norm,
         active_bounds=at_bound,
         unidentified=unidentified,
-        warnings=_warnings(observations, bootstrap, drawn),
+        warnings=_warnings(observations, count, drawn) + (_no_interval(spare) if count < bootstrap else []),
         exclusions=list(observations.exclusions),
         delta=delta,
         scale="linear" if problem.plain and not chosen.exponential else "log",
         seed=seed,
-        bootstrap=bootstrap,
+        bootstrap=count,
         resampling=str(resampling),
         bootstrap_undetermined=drawn.undetermined,
         bootstrap_failed=drawn.not_converged,
@@ -127,10 +133,10 @@ def fit(
     return replace(found, warnings=[*found.warnings, *decided])
 
 
-def solve(problem: Problem, delta: float) -> tuple[Minima, int]:
+def solve(problem: Problem, delta: float, starts: int = N_STARTS) -> tuple[Minima, int]:
     """Return where each of the law's starts ended, and which end is lowest."""
-    starts = problem.starts()
-    minima = minimise(problem, starts, np.ones((len(starts), len(problem.y))), delta)
+    tried = problem.starts(starts)
+    minima = minimise(problem, tried, np.ones((len(tried), len(problem.y))), delta)
     return minima, int(np.argmin(minima.objective))
 
 
@@ -190,6 +196,10 @@ def _errors(names: list[str], sample: Floats, without: set[str]) -> dict[str, fl
         return {}
     errors = zip(names, sample.std(axis=0, ddof=1).tolist(), strict=True)
     return {name: error for name, error in errors if name not in without}
+
+
+def _no_interval(spare: int) -> list[str]:
+    return [f"{spare} more points than parameters: no interval is given, at least {LEAST_SPARE} are needed"]
 
 
 def _warnings(observations: Observations, bootstrap: int, drawn: Resamples) -> list[str]:

@@ -46,8 +46,8 @@ class Problem:
         """Whether a residual is the difference of the sum and `y`, not of their logarithms."""
         return self.law.exponential or self.scale == "linear"
 
-    def starts(self) -> Floats:
-        """Return starting points, the most promising first, (K, P): on a grid of shapes, solve for the factors."""
+    def starts(self, count: int = N_STARTS) -> Floats:
+        """Return up to `count` starting points, the best first, (K, P): on a grid of shapes, solve for the factors."""
         from scipy.optimize import nnls
 
         low, high = self.bounds()
@@ -71,7 +71,7 @@ class Problem:
             factors[both] -= solved[len(free) :]
             found.append((error, (*factors, *(s[name] for name in self.shapes))))
         found.sort(key=lambda start: start[0])
-        return np.asarray(np.clip([theta for _, theta in found[:N_STARTS]], low, high))
+        return np.asarray(np.clip([theta for _, theta in found[:count]], low, high))
 
     def bounds(self) -> tuple[Floats, Floats]:
         """Return the lowest and highest coordinates, (P,), equal where held; factors reach 10 times the outcome."""

@@ -153,6 +153,14 @@ def _short_after_the_first():
     return minimise_once
 
 
+def test_one_point_to_spare_gives_no_interval():
+    N, D = grid(3, 2)
+    few = observe(*(np.append(a, b) for a, b in zip((N, D), (3e8, 3e10), strict=True)), np.geomspace(4, 2, 7))
+    found = fit("kaplan", few.take(np.arange(2, 7)), bootstrap=200)
+    assert "1 more points than parameters: no interval is given, at least 2 are needed" in found.warnings
+    assert (found.intervals, found.stderr, len(found.sample)) == ({}, {}, 0)
+
+
 def test_predictions_far_outside_say_so():
     found = fit("chinchilla", study(0), bootstrap=0)
     assert found.far(N=1e9, D=1e11) == ""

@@ -23,6 +23,15 @@ from tests.analysis.studies import TRUTH, losses, study
 HOSTILE = "<script>alert('$x^{$')</script>&\"\x27_$\\frac$"
 
 
+def test_a_law_of_compute_alone_is_reported_too(tmp_path):
+    found = fit("power", study(1, 4, 3, noise=0.002), bootstrap=20)
+    held = run("larger", 4e9, 4e11, 2.2, held_out=True)
+    page = write_report(tmp_path, "compute", runs(held), found).read_text()
+    assert "<h2>Law: power</h2>" in page
+    assert "id='hold_outs'" in page
+    assert "id='frontier'" not in page
+
+
 @cache
 def fitted(bootstrap: int = 100) -> FitResult:
     return fit("chinchilla", study(1, 4, 3, noise=0.002), bootstrap=bootstrap)
