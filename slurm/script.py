@@ -14,6 +14,8 @@ from slurm.spec import JobSpec, Resources, format_walltime
 
 REQUEUE = 75
 CONFIG_END = "END_OF_RUN_YAML"
+STALE = 'for file in /dev/shm/mpich_shm_*; do grep -qsF "$file" /proc/[0-9]*/maps || rm -f "$file"; done'
+"""Removes shared memory of MPICH that no process of the node maps."""
 
 
 def render(job: JobSpec, site: Site) -> str:
@@ -33,7 +35,7 @@ def render(job: JobSpec, site: Site) -> str:
         list(_directives(job, scheduler)),
         _head(job),
         _environment(job, scheduler, nodes),
-        _stage(job, scheduler, nodes) if job.archive else [],
+        _stage(job, scheduler) if job.archive else [],
         _attempt(job),
         _ranks(job, scheduler),
         _end(job),
@@ -97,9 +99,9 @@ def _environment(job: JobSpec, scheduler: Scheduler, nodes: int) -> list[str]:
     ]
 
 
-def _stage(job: JobSpec, scheduler: Scheduler, nodes: int) -> list[str]:
+def _stage(job: JobSpec, scheduler: Scheduler) -> list[str]:
     """Return the lines that unpack the environment on each node: thousands of ranks must not import over NFS."""
-    each = f"srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --export=ALL"
+    [each] = _once_a_node(job, scheduler)
     return [
         "# The environment, to each node's own disk.",
         f'stage={quote(scheduler.stage_root)}/"$(id -un)"/isoflop-"$SLURM_JOB_ID"',
@@ -108,6 +110,16 @@ def _stage(job: JobSpec, scheduler: Scheduler, nodes: int) -> list[str]:
         f'{each} tar -xf "$stage/environment.tar" -C "$stage" || exit 1',
         "python=$stage/bin/python",
         "export PATH=$stage/bin:$PATH",
+    ]
+
+
+def _once_a_node(job: JobSpec, scheduler: Scheduler) -> list[str]:
+    """Return what goes before a command that is to run on every node: one srun for each component."""
+    several = len(job.components) > 1
+    return [
+        f"srun --nodes={(nodes := part.nodes(scheduler))} --ntasks={nodes} --ntasks-per-node=1 --export=ALL"
+        + (f" --het-group={index}" if several else "")
+        for index, part in enumerate(job.components)
     ]
 
 
@@ -139,14 +151,26 @@ def _ranks(job: JobSpec, scheduler: Scheduler) -> list[str]:
     name = scheduler.signal
     return [
         "committed() { find \"$run/checkpoints\" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }",
+        'if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then  # MPICH would take up what killed ranks of this job left',
+        f"  stale={quote(STALE)}",
+        *(f'  {each} bash -c "$stale"' for each in _once_a_node(job, scheduler)),
+        "fi",
         "before=$(committed)",
-        "warned=0 step=",
-        f'warn() {{ warned=1 again=1; say \'the walltime is near\'; [ -z "$step" ] || kill -{name} "$step"; }}',
+        "warned=0 step= late=",
+        "warn() {",
+        "  warned=1 again=1",
+        "  say 'the walltime is near'",
+        f'  [ -z "$step" ] || kill -{name} "$step"',
+        "  # Ranks that are deaf to it, as MPICH makes a program without a handler, are ended while there is time.",
+        f'  {{ sleep {scheduler.warn_s * 2 // 3}; kill -TERM "$step"; }} 8>&- 9>&- &',
+        "  late=$!",
+        "}",
         f"trap warn {name}",
         'say "attempt $attempt starts: ${out%.out}.{out,err}"',
         f"{srun} >&8 2>&9 &",
         "step=$!",
         'again=1; while [ "$again" = 1 ]; do again=0; wait "$step"; code=$?; done  # a signal cuts a wait short',
+        '[ -z "$late" ] || kill "$late" 2>/dev/null',
         "exec 8>&- 9>&-",
         "# The ranks' own word goes before srun's, which says 137 when one rank has ended the others.",
         'word=$(sed -n \'s/^{"code": \\([0-9]*\\),.*/\\1/p\' "${out%.out}.exit.json" 2>/dev/null)',
@@ -170,7 +194,7 @@ def _srun(part: Resources, scheduler: Scheduler, group: str) -> str:
 def _end(job: JobSpec) -> list[str]:
     """Return the lines that requeue the job when the ranks asked for it, or had no time to, and it gets on."""
     return [
-        "# 75 asks for another attempt; ranks that the warning itself ended go on from their last checkpoint.",
+        "# 75 asks for another attempt; ranks that had to be ended after the warning go on from their last checkpoint.",
         f'if [ "$code" -eq {REQUEUE} ] || {{ [ "$warned" = 1 ] && [ "$code" -gt 128 ]; }}; then',
         "  idle=0",
         '  if read -r owner count <"$run/restarts" && [ "$owner" = "$SLURM_JOB_ID" ]; then idle=$count; fi 2>/dev/null',

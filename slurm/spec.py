@@ -83,6 +83,8 @@ class JobSpec:
             _check_path(name, getattr(self, name))
         if not self.components:
             raise SpecError("components: a job has at least one")
+        if self.archive and len(self.components) > 1:
+            raise SpecError("archive: sbcast does not reach all components of a heterogeneous job")
         if self.walltime_s is not None and self.walltime_s < 60:
             raise SpecError(f"walltime of {self.walltime_s} s: at least a minute, as Slurm counts in minutes")
         if self.restarts_max < 0:

@@ -129,21 +129,33 @@ exec 8>>"$out" 9>>"${out%.out}.err" || exit 2
 flock --nonblock 8  # held for as long as anyone can still write: the run is seen to be alive
 
 committed() { find "$run/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then  # MPICH would take up what killed ranks of this job left
+  stale='for file in /dev/shm/mpich_shm_*; do grep -qsF "$file" /proc/[0-9]*/maps || rm -f "$file"; done'
+  srun --nodes=16 --ntasks=16 --ntasks-per-node=1 --export=ALL bash -c "$stale"
+fi
 before=$(committed)
-warned=0 step=
-warn() { warned=1 again=1; say 'the walltime is near'; [ -z "$step" ] || kill -USR1 "$step"; }
+warned=0 step= late=
+warn() {
+  warned=1 again=1
+  say 'the walltime is near'
+  [ -z "$step" ] || kill -USR1 "$step"
+  # Ranks that are deaf to it, as MPICH makes a program without a handler, are ended while there is time.
+  { sleep 200; kill -TERM "$step"; } 8>&- 9>&- &
+  late=$!
+}
 trap warn USR1
 say "attempt $attempt starts: ${out%.out}.{out,err}"
 srun -N 16 -n 64 --ntasks-per-node=4 -c14 --cpu-bind=cores --gpus-per-node=4 --gpu-bind=none --export=ALL,OMP_NUM_THREADS=7 --kill-on-bad-exit=1 "$python" -m mpi4py -m workflows.llm.program "$run" --attempt "$attempt" >&8 2>&9 &
 step=$!
 again=1; while [ "$again" = 1 ]; do again=0; wait "$step"; code=$?; done  # a signal cuts a wait short
+[ -z "$late" ] || kill "$late" 2>/dev/null
 exec 8>&- 9>&-
 # The ranks' own word goes before srun's, which says 137 when one rank has ended the others.
 word=$(sed -n 's/^{"code": \([0-9]*\),.*/\1/p' "${out%.out}.exit.json" 2>/dev/null)
 code=${word:-$code}
 say "attempt $attempt ended with code $code"
 
-# 75 asks for another attempt; ranks that the warning itself ended go on from their last checkpoint.
+# 75 asks for another attempt; ranks that had to be ended after the warning go on from their last checkpoint.
 if [ "$code" -eq 75 ] || { [ "$warned" = 1 ] && [ "$code" -gt 128 ]; }; then
   idle=0
   if read -r owner count <"$run/restarts" && [ "$owner" = "$SLURM_JOB_ID" ]; then idle=$count; fi 2>/dev/null

@@ -2,7 +2,7 @@
 
 The run's configuration says what they do: `finish` (after 3 steps), `until_warned` (the first attempt takes steps until
 a signal comes, commits one and asks to be requeued; later ones finish), `never_on` (asks at once, without a
-checkpoint), `refuse` (ends with code 3), `deaf` (takes the warning as Unix does, which ends it).
+checkpoint), `refuse` (ends with code 3), `deaf` (does not care for the warning; MPICH then swallows it).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from launch.signals import StopSignals
 from slurm.strict_yaml import load
 
 SECONDS = 60
+HEARD = (signal.SIGUSR1, signal.SIGTERM)
 
 
 class Refused(LaunchError):
@@ -31,9 +32,7 @@ def main() -> None:
         if behaviour == "never_on":
             raise bootstrap.RequeueRequest("no time at all")
         waits = job.attempt == 1 and behaviour in ("until_warned", "deaf")
-        with StopSignals(job.comm) as stop:
-            if behaviour == "deaf":
-                signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        with StopSignals(job.comm, () if behaviour == "deaf" else HEARD) as stop:
             if job.rank == 0:
                 (job.run.path / "ready").touch()
             for job.step in range(20 * SECONDS if waits else 3):

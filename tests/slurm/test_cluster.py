@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.store import read_run
 from launch.rundir import RunDir
 from slurm.client import Client
 from slurm.errors import RefusedError, UnreachableError
@@ -34,7 +35,9 @@ TOKENS = iter(f"isoflop-{number:016x}" for number in range(1000))
 def steps(tmp_path, cluster):
     """Return `submit(behaviour, **changes) -> (job id, RunDir)`: a job of tests/slurm/steps.py under a hostile path."""
 
-    def submit(behaviour: str, **changes: object) -> tuple[str, RunDir]:
+    def submit(behaviour: str, warn_s: int = 30, **changes: object) -> tuple[str, RunDir]:
+        site = load_site("loopback")
+        site = replace(site, scheduler=replace(site.slurm(), warn_s=warn_s))
         run = RunDir(tmp_path / HOSTILE / "run")
         plain = {
             "name": "steps",
@@ -45,7 +48,7 @@ def steps(tmp_path, cluster):
             "python": Path(sys.executable),
             "environment": {"PYTHONPATH": str(ROOT)},
         }
-        script = render(job(**{**plain, **changes}), load_site("loopback"))
+        script = render(job(**{**plain, **changes}), site)
         return cluster.client.submit(script, next(TOKENS), tmp_path), run
 
     return submit
@@ -98,8 +101,8 @@ def test_a_warned_job_saves_requeues_itself_and_goes_on(steps, cluster, tmp_path
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_ranks_that_the_warning_itself_ends_go_on_from_their_checkpoint(steps, cluster):
-    job_id, run = steps("deaf")
+def test_ranks_that_are_deaf_to_the_warning_are_ended_in_time_and_go_on(steps, cluster):
+    job_id, run = steps("deaf", warn_s=3)
     cluster.until((run.path / "ready").exists)
     cluster.call("scancel", "--batch", "--signal=USR1", job_id)
     assert cluster.ended(job_id).state.sentence == "ended with code 0"
@@ -215,6 +218,30 @@ def test_a_scheduler_that_is_gone_is_unreachable(cluster, monkeypatch, tmp_path,
     done = isoflop("submit", small, "--set", "sweep.grid={}", "--site", "loopback")
     assert (done.status, done.stdout) == (4, "")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.full
+def test_a_language_model_that_is_warned_loses_no_more_than_since_its_checkpoint(
+    cluster, small, isoflop, monkeypatch
+):
+    monkeypatch.chdir(small.parent)
+    study = (small, "--set", "sweep.grid={}", "--set", "base.train.steps=600", "--set", "resources.ranks=2")
+    site = (ROOT / "slurm" / "sites" / "loopback.yaml").read_text().replace("warn_s: 30", "warn_s: 3")
+    (small.parent / "hasty.yaml").write_text(site)
+    study += ("--set", "base.train.checkpoint_every=20", "--set", f"site={small.parent}/hasty.yaml")
+    sent = isoflop("submit", *study)
+    assert sent.status == 0, sent.stderr
+    run = RunDir(next((small.parent / "runs" / "small").glob("base-*")))
+    saved = cluster.until(lambda: sorted(run.checkpoints.glob("step-*")))[-1]
+    cluster.call("scancel", "--batch", "--signal=USR1", sent.stdout.strip())
+    assert cluster.ended(sent.stdout.strip()).state.sentence == "ended with code 0"
+    assert codes(run)[0] in (75, None), "it asks to be requeued, or is ended by the warning"
+    assert codes(run)[1:] == [0]
+    [status] = json.loads(isoflop("status", *study, "--json").stdout)
+    assert (status["state"], status["step"]) == ("done", 600)
+    restored = [row["step"] for row in read_run(run.path).events if row["kind"] == b"restored"]
+    assert len(restored) == 1
+    assert restored[0] >= int(saved.name.removeprefix("step-"))
 
 
 @pytest.mark.full

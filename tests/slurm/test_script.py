@@ -127,6 +127,7 @@ def test_a_path_that_nobody_means_is_refused(field, path):
         ({"account": "--wrap=x"}, "account"),
         ({"walltime_s": 59}, "walltime of 59 s"),
         ({"components": ()}, "components"),
+        ({"components": (Resources(1), Resources(2)), "archive": Path("a.tar")}, "archive: sbcast"),
         ({"restarts_max": -1}, "restarts_max=-1"),
         ({"environment": {"A B": "x"}}, "'A B' is no name"),
         ({"environment": {"A": "x\ny"}}, "one line"),
