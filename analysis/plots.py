@@ -26,7 +26,7 @@ def loss_curves(runs: Sequence[RunSummary]) -> Figure | None:
     if not shown:
         return None
     colour = _by_size(runs)
-    figure, axes = _figure(2)
+    figure, axes = new_figure(2)
     for axis, unit in zip(axes, ("tokens", "FLOPs"), strict=True):
         for run in shown:
             train, val = run.curves.get("train_loss"), run.curves["val_loss"]
@@ -47,7 +47,7 @@ def loss_curves(runs: Sequence[RunSummary]) -> Figure | None:
 def law(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
     """Return the measured losses over tokens with the law's curve for each size."""
     colour, done = _by_size(runs), _done(runs)
-    figure, (axis,) = _figure(1)
+    figure, (axis,) = new_figure(1)
     D = np.geomspace(min(run.D for run in done) / 1.5, max(run.D for run in done) * 1.5, 100)
     for size in sorted({run.N for run in done}):
         axis.plot(D, [fit.predict(N=size, D=d) for d in D], lw=1.2, color=colour(size))
@@ -67,7 +67,7 @@ def law(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
 def residuals(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
     """Return measured over predicted loss, in percent, against compute."""
     colour, done = _by_size(runs), _done(runs)
-    figure, (axis,) = _figure(1, height=3.0)
+    figure, (axis,) = new_figure(1, height=3.0)
     axis.axhline(0, lw=0.8, color="grey")
     for run in done:
         off = 100 * ((run.measured) / fit.predict(N=run.N, D=run.D) - 1)
@@ -90,7 +90,7 @@ def frontier(fit: FitResult, runs: Sequence[RunSummary]) -> Figure | None:
     if not fit.trades:
         return None
     colour, done = _by_size(runs), _done(runs)
-    figure, axes = _figure(2)
+    figure, axes = new_figure(2)
     compute = [6 * run.N * run.D for run in done]
     budgets = np.geomspace(min(compute) / 2, max(compute) * 10, 60)
     optima = [fit.compute_optimal(float(c)) for c in budgets]
@@ -119,7 +119,7 @@ def hold_outs(fit: FitResult, runs: Sequence[RunSummary]) -> Figure | None:
     held = [run for run in _done(runs) if run.held_out]
     if not held:
         return None
-    figure, (axis,) = _figure(1, height=1.4 + 0.6 * len(held))
+    figure, (axis,) = new_figure(1, height=1.4 + 0.6 * len(held))
     for row, run in enumerate(held):
         interval = fit.interval(N=run.N, D=run.D)
         if interval:
@@ -135,7 +135,8 @@ def hold_outs(fit: FitResult, runs: Sequence[RunSummary]) -> Figure | None:
     return figure
 
 
-def _figure(columns: int, height: float = 4.2) -> tuple[Figure, list[Axes]]:
+def new_figure(columns: int, height: float = 4.2) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of so many plots side by side."""
     figure = Figure(figsize=(9.5, height), layout="constrained")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for axis in axes:

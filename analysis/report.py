@@ -13,23 +13,25 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from analysis import plots
+from analysis import laws, plots, scaling_plots
 from analysis.errors import DataError
 from analysis.result import FitResult
 from analysis.summary import (
     COEFFICIENT_COLUMNS,
     HOLD_OUT_COLUMNS,
     RUN_COLUMNS,
+    SPREAD_COLUMNS,
     Row,
     RunSummary,
     coefficient_rows,
     hold_out_rows,
     remarks,
     run_rows,
+    spread_rows,
 )
 
 PNG_DPI = 130
-PLOTS = frozenset({"loss_curves", "law", "hold_outs", "residuals", "frontier"})
+PLOTS = frozenset({"loss_curves", "law", "hold_outs", "residuals", "frontier", "scores", "scaling"})
 """Every plot that a report may have."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f24; --soft: #6b7280; --line: #e3e5e8; --paper: #fff; --bad: #b3261e; }
@@ -83,7 +85,10 @@ def _figures(runs: Sequence[RunSummary], fit: FitResult | None) -> list[tuple[st
     made: list[tuple[str, str, Figure | None]] = [
         ("loss_curves", "Loss of every run.", plots.loss_curves(runs)),
     ]
-    if fit:
+    made.append(("scores", "F1 by the share of labels that train.", scaling_plots.scores(runs)))
+    if fit and "p" in laws.get(fit.law).inputs:
+        made.append(("scaling", "Wall time by ranks and the law.", scaling_plots.times(fit, runs)))
+    elif fit:
         made += [
             ("law", "Final losses and the fitted law, one curve a size.", plots.law(fit, runs)),
             ("hold_outs", "Runs that the fit never saw.", plots.hold_outs(fit, runs)),
@@ -100,7 +105,7 @@ def _page(
     problem: str,
     figures: Sequence[tuple[str, str, str]],
 ) -> str:
-    done = sum(run.loss is not None for run in runs)
+    done = sum(run.state == "done" for run in runs)
     parts = [
         f"<h1>{escape(study)}</h1>",
         f"<p class='soft'>{done} of {len(runs)} runs finished, {_now()}</p>",
@@ -119,6 +124,8 @@ def _page(
     for name, caption, svg in figures:
         parts.append(f"<figure id='{name}'>{svg}<figcaption>{escape(caption)}</figcaption></figure>")
     parts += ["<h2>Runs</h2>", _table(RUN_COLUMNS, run_rows(runs))]
+    if spread := spread_rows(runs):
+        parts += ["<h2>Time and memory</h2>", _table(SPREAD_COLUMNS, spread)]
     if fit:
         parts.append(
             f"<p class='soft'>data {fit.data_sha256[:16]} from {escape(fit.source)}, seed {fit.seed}</p>"

@@ -43,6 +43,8 @@ class RunSummary:
     excluded: bool
     cause: str
     """Why it failed, what was damaged, skipped or measured wrong; empty when all is well."""
+    outcomes: dict[str, float] = field(default_factory=dict)
+    """Everything in the run's summary, by name."""
     curves: dict[str, NDArray[np.void]] = field(default_factory=dict)
     """Rows (step, tokens, time, value) of `train_loss` and `val_loss`."""
 
@@ -69,6 +71,24 @@ def run_rows(runs: Sequence[RunSummary]) -> list[Row]:
             "; ".join(filter(None, ["held out" * run.held_out, "excluded" * run.excluded, run.cause])),
         )
         for run in runs
+    ]
+
+
+SPREAD_COLUMNS = ("run", "ranks", "read s", "embed s", "write s", "all s", "memory a rank, MiB", "halo, MB")
+
+
+def spread_rows(runs: Sequence[RunSummary]) -> list[Row]:
+    """Return a row of SPREAD_COLUMNS for every embedding that finished: where time and memory went."""
+    return [
+        (
+            run.run_id,
+            str(run.ranks),
+            *(f"{run.outcomes[name]:.2f}" for name in ("read_s", "embed_s", "write_s", "wall_s")),
+            f"{run.outcomes['peak_bytes_least'] / 2**20:,.0f} to {run.outcomes['peak_bytes'] / 2**20:,.0f}",
+            f"{run.outcomes['halo_bytes'] / 1e6:,.1f}",
+        )
+        for run in runs
+        if run.state == "done" and "halo_bytes" in run.outcomes and "embed_s" in run.outcomes
     ]
 
 

@@ -8,6 +8,8 @@ are multiplied while the halo travels, and the others added after: faster, and e
 from __future__ import annotations
 
 import warnings
+from copy import copy
+from typing import Self
 
 import numpy as np
 import torch
@@ -47,12 +49,26 @@ class SpreadMatrix:
         mine = partition.rows(comm.rank)
         self.plan = HaloPlan(comm, partition, _outside(columns, mine), wire)
         self.n_rows, self.n_halo = len(mine), len(self.plan.halo_rows)
-        local = _renumbered(columns, mine, self.plan.halo_rows)
-        shape = (self.n_rows, self.n_rows + self.n_halo)
+        self._indptr, self._local, self._overlap = (
+            indptr,
+            _renumbered(columns, mine, self.plan.halo_rows),
+            overlap,
+        )
+        self._place(values)
+
+    def like(self, values: NDArray[np.float32]) -> Self:
+        """Return a matrix with other values at the same entries, which shares this one's plan."""
+        other = copy(self)
+        other._place(values)
+        return other
+
+    def _place(self, values: NDArray[np.float32]) -> None:
+        """Make the torch matrices: a whole one, or an interior in pieces and a border."""
+        indptr, local = self._indptr, self._local
         self._whole: Tensor | None = None
         self._interior: list[tuple[slice, Tensor]] = []
-        if not overlap:
-            self._whole = _csr(indptr, local, values, shape)
+        if not self._overlap:
+            self._whole = _csr(indptr, local, values, (self.n_rows, self.n_rows + self.n_halo))
             return
         inside = local < self.n_rows
         self._interior = _slices(*_only(indptr, local, values, inside), self.n_rows)
@@ -92,7 +108,7 @@ class SpreadMatrix:
             torch.addmm(out, self._border, operand[self.n_rows :], out=out)
 
     def free(self) -> None:
-        """Free the plan's communicator. Every rank calls it."""
+        """Free the plan's communicator, for all that share it. Every rank calls it."""
         self.plan.free()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis import laws
 from analysis.errors import AnalysisError, DataError, StoreError
 from analysis.fitting import fit
 from analysis.report import write_report
@@ -16,6 +17,9 @@ from analysis.summary import RunSummary
 from analysis.table import Observations
 from workflows.progress import study_status
 from workflows.study import Study
+
+CURVES = ("train_loss", "val_loss", "micro_f1", "macro_f1")
+"""Streams that a report draws."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,8 @@ def summaries(study: Study) -> list[RunSummary]:
                 held_out=run.held_out,
                 excluded=run.id in study.file.analysis.exclude,
                 cause="; ".join(filter(None, [status.cause, *damaged, *_doubts(summary)])),
-                curves={name: streams[name] for name in ("train_loss", "val_loss") if name in streams},
+                curves={name: streams[name] for name in CURVES if name in streams},
+                outcomes=summary,
             )
         )
     return found
@@ -93,6 +98,8 @@ def _doubts(summary: dict[str, float]) -> list[str]:
 
 def observations(study: Study, runs: list[RunSummary]) -> Observations:
     """Return the points to fit: finished runs, without hold-outs and exclusions. Raises DataError for none."""
+    if "p" in laws.get(study.file.analysis.law).inputs:
+        return times(study, runs)
     fitted = [run for run in runs if run.loss is not None and not run.held_out and not run.excluded]
     if not fitted:
         raise DataError(f"{study.directory}: no run has finished, there is nothing to fit")
@@ -106,4 +113,28 @@ def observations(study: Study, runs: list[RunSummary]) -> Observations:
         size_convention=f"{study.file.analysis.size} parameters",
         exclusions=tuple(f"{run.run_id}: excluded in the study file" for run in runs if run.excluded)
         + tuple(f"{run_id}: not finished" for run_id in missing),
+    )
+
+
+def times(study: Study, runs: list[RunSummary]) -> Observations:
+    """Return wall times (or rates, where the law speaks of those) by ranks. Raises DataError for none."""
+    fitted = [
+        run for run in runs if run.state == "done" and run.wall_s and not (run.held_out or run.excluded)
+    ]
+    if not fitted:
+        raise DataError(f"{study.directory}: no run has finished, there is nothing to fit")
+    wall_s = np.array([run.wall_s for run in fitted])
+    outcome = laws.get(study.file.analysis.law).outcome
+    return Observations(
+        x={"p": np.array([float(run.ranks) for run in fitted])},
+        y=wall_s if outcome == "t" else 1 / wall_s,
+        labels=tuple(run.run_id for run in fitted),
+        source=str(study.directory),
+        outcome=outcome,
+        size_convention="ranks; wall time from the first read to the last write",
+        exclusions=tuple(
+            f"{run.run_id}: {'excluded in the study file' if run.excluded else 'not finished'}"
+            for run in runs
+            if run not in fitted and not run.held_out
+        ),
     )

@@ -38,11 +38,14 @@ class RunStatus:
 
 def study_status(study: Study) -> list[RunStatus]:
     """Return the status of every run, in the study's order."""
-    return [run_status(study.run_dir(run), run) for run in study.runs]
+    return [run_status(study.run_dir(run), run, study.workflow.progress) for run in study.runs]
 
 
-def run_status(directory: RunDir, run: Run) -> RunStatus:
-    """Return the status of one run: state from its records, figures from its last attempt's metrics."""
+def run_status(directory: RunDir, run: Run, progress: str) -> RunStatus:
+    """Return the status of one run: state from its records, figures from its last attempt's metrics.
+
+    `progress` is the stream that says how far it is; where that is the training loss, it is shown as well.
+    """
     state = directory.state()
     attempts = directory.attempts() if directory.path.is_dir() else []
     last = attempts[-1] if attempts else 0
@@ -51,15 +54,14 @@ def run_status(directory: RunDir, run: Run) -> RunStatus:
     wrong = False
     try:
         rows = (
-            read_last(directory.attempt(last, "h5"), "train_loss", "tokens_per_s", "peak_share")
-            if last
-            else {}
+            read_last(directory.attempt(last, "h5"), progress, "tokens_per_s", "peak_share") if last else {}
         )
     except StoreError:
         rows = {}  # not made yet, or damaged: the report says which
-    if "train_loss" in rows:
-        row = rows["train_loss"]
-        step, tokens, loss = int(row["step"]), int(row["tokens"]), float(row["value"])
+    if progress in rows:
+        row = rows[progress]
+        step, tokens = int(row["step"]), int(row["tokens"])
+        loss = float(row["value"]) if progress == "train_loss" else None
     if "tokens_per_s" in rows:
         rate = float(rows["tokens_per_s"]["value"])
         left_s = (run.size.d_tokens - (tokens or 0)) / rate if state == "running" and rate else None

@@ -104,6 +104,8 @@ class Workflow:
     """Where a sweep's `isoflop.flops` and `isoflop.widths` go in the config."""
     footprint: Callable[[Any, int], Footprint] | None = None
     """(Config, ranks) -> memory and messages of a rank; None where they are not known."""
+    progress: str = "train_loss"
+    """The stream whose last row says how far a run is."""
     facts: Callable[[Any, int], dict[str, int | float | str]] | None = None
     """(Config, ranks) -> what a plan shows of a run, by name; None for parameters, tokens and FLOPs."""
     estimated_s: Callable[[Any, int, int], float] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import numpy as np
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpi_ops.spmm import SpreadMatrix
-from workflows.embedding.config import EmbedConfig
-from workflows.embedding.graph import Graph
+from workflows.embedding.config import EmbedConfig, ProjectionConfig
+from workflows.embedding.graph import CHUNK, Graph
 from workflows.embedding.projection import projection
 
 ROWS = 1 << 14
@@ -28,6 +28,8 @@ class Problem:
 
     graph: Graph
     config: EmbedConfig
+    kept: dict[str, SpreadMatrix] = field(default_factory=dict)
+    """Matrices that a method makes for several steps."""
 
     @property
     def comm(self) -> MPI.Intracomm:
@@ -44,6 +46,53 @@ class Problem:
         """What powers are taken of, A = D^-1 S or S itself. Cost: that of SpreadMatrix, when first asked for."""
         adjacency = self.config.embedding.input_matrix == "adjacency"
         return self.matrix(np.array(self.graph.weights) if adjacency else self.transition())
+
+    def of_columns(self, own: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the value of each entry's column, (entries,), given those of the own nodes.
+
+        Cost: a halo exchange of one column.
+        """
+        plan, graph = self.propagator.plan, self.graph
+        mine, halo = own.astype(np.float32), torch.empty(len(plan.halo_rows), 1)
+        plan.exchange(torch.from_numpy(mine)[:, None], halo)
+        found = np.empty(len(graph.columns), np.float32)
+        for at in range(0, len(found), CHUNK):
+            column = graph.columns[at : at + CHUNK]
+            outside = (column < graph.rows.start) | (column >= graph.rows.stop)
+            piece = found[at : at + CHUNK]
+            piece[~outside] = mine[column[~outside] - graph.rows.start]
+            piece[outside] = halo.numpy()[np.searchsorted(plan.halo_rows, column[outside]), 0]
+        return found
+
+    def gram(self, a: Blocks, b: Blocks) -> NDArray[np.float64]:
+        """Return a^T b over all nodes, in fp64. Cost: an all-reduce of (columns, columns)."""
+        here = np.zeros((sum(x.shape[1] for x in a), sum(x.shape[1] for x in b)))
+        for rows in row_chunks(a):
+            one, other = (torch.cat([x[rows] for x in blocks], 1).double() for blocks in (a, b))
+            here += (one.T @ other).numpy()
+        total = np.empty_like(here)
+        self.comm.Allreduce(here, total)
+        return total
+
+    def turn(self, blocks: Blocks, by: NDArray[np.float64]) -> None:
+        """Multiply (own rows, columns) by a square matrix of its columns, in place."""
+        turned = torch.from_numpy(by)
+        for rows in row_chunks(blocks):
+            made = (torch.cat([x[rows] for x in blocks], 1).double() @ turned).float()
+            for block, columns in zip(blocks, self.widths(len(by)), strict=True):
+                block[rows] = made[:, columns.start : columns.stop]
+
+    def orthonormalize(self, blocks: Blocks) -> None:
+        """Make the columns orthonormal over all nodes, in place; what depends on others becomes 0.
+
+        By the eigenvectors of the Gram matrix, twice, as one pass leaves errors of its condition number.
+
+        Cost: two all-reduces of (columns, columns).
+        """
+        for _ in range(2):
+            values, basis = np.linalg.eigh(self.gram(blocks, blocks))
+            kept = values > values[-1] * 1e-12
+            self.turn(blocks, basis * np.where(kept, 1 / np.sqrt(np.where(kept, values, 1.0)), 0.0))
 
     def widths(self, columns: int) -> list[range]:
         """Return the blocks that so many columns are cut into."""
@@ -73,6 +122,34 @@ class Problem:
         """Return zeros, (own rows, dim)."""
         widths = self.widths(self.config.embedding.dim)
         return [torch.zeros(len(self.graph.rows), len(columns)) for columns in widths]
+
+    def gaussian(self) -> Blocks:
+        """Return normal numbers of variance 1/dim for the own nodes, whatever `projection` says."""
+        embedding = self.config.embedding
+        normal = embedding.model_copy(update={"projection": ProjectionConfig(kind="gaussian")})
+        ones = np.ones(len(self.graph.rows))
+        return [
+            projection(normal, self.graph.n_nodes, self.graph.rows, columns, ones)
+            for columns in self.widths(embedding.dim)
+        ]
+
+    def column(self, own: NDArray[np.float64]) -> Tensor:
+        """Return a number for each own node as a column, (own rows, 1) fp32."""
+        return torch.from_numpy(own).float()[:, None].contiguous()
+
+    def multiply_transposed(self, column: Tensor) -> None:
+        """Multiply by A^T = S D^-1, of a symmetric S, in place: S x = D (A x). Cost: a halo exchange of the columns."""
+        column *= self.column(inverse(self.degrees))
+        self.propagator.multiply(column, column)
+        column *= self.column(self.degrees)
+
+    def unit_rows(self, blocks: Blocks) -> None:
+        """Scale each row to length 1, in place; 0 stays 0."""
+        for rows in row_chunks(blocks):
+            norms = row_norms(blocks, rows)
+            factor = torch.where(norms > 0, 1 / norms, 0.0).float()[:, None]
+            for block in blocks:
+                block[rows] *= factor
 
     def add_rows(self, total: Blocks, blocks: Blocks, weight: float, unit: bool) -> None:
         """Add `weight` times each row to `total`, in place; with `unit`, of rows scaled to length 1; 0 stays 0."""

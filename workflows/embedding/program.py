@@ -85,6 +85,7 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
     clock.read_s = clock.lap()
     steps = method.steps(config.embedding)
     halo = tally("halo", "rows")
+    work = graph.nnz * method.products(config.embedding)
     saved = checkpoint.steps(job.run.checkpoints)
     meta = _meta(job, config, saved[-1] if saved else 0)
     with Metrics(
@@ -102,7 +103,7 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
             metrics.step(step, lap_s)
             slowest_s = job.comm.allreduce(lap_s, MPI.MAX)
             sent = job.comm.allreduce(halo.sent_bytes - sent_before)
-            metrics.record(step, step, power_s=slowest_s, halo_bytes=sent)
+            metrics.record(step, work * step // steps, power_s=slowest_s, halo_bytes=sent)
             every = config.execution.checkpoint_every
             if every and step % every == 0 and step < steps:
                 _save(job, problem, state, step, metrics)

@@ -35,6 +35,7 @@ WORKFLOW = Workflow(
     prepare=prepare,
     isoflop_keys=(("embedding", "dim"), ("embedding", "dim")),
     footprint=footprint,
+    progress="power_s",
     facts=facts,
     estimated_s=estimated_s,
 )

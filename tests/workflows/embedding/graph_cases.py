@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -229,6 +230,69 @@ def test_renamed_nodes_get_the_same_vectors(comm: MPI.Intracomm) -> None:
 
     before, after = made(Problem, pairs), made(Renamed, new[pairs])
     assert (after[new] - before).abs().max() < 1e-5
+
+
+def test_prone_is_its_dense_form(comm: MPI.Intracomm) -> None:
+    """With as many columns as nodes nothing is cut off, and all cosines are those of full factorisations."""
+    n, mu, theta = 40, 0.2, 0.5
+    rng = np.random.default_rng(2)
+    pairs = np.concatenate(
+        [rng.integers(0, n, (150, 2)), np.stack([np.arange(n), (np.arange(n) + 1) % n], 1)]
+    )
+    with shared_file(comm, "".join(f"{a} {b}\n" for a, b in pairs)) as path:
+        wanted = config(
+            {"path": path, "self_loops": "drop"},
+            embedding={"method": "prone", "dim": n},
+            execution={"column_block": 16},
+        )
+        S, got = dense(load(comm, wanted.graph)), vectors(comm, wanted).double().numpy()
+
+    def factors(matrix: np.ndarray) -> np.ndarray:
+        U, s, _ = np.linalg.svd(matrix)
+        made = U * np.sqrt(s)
+        return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+    d = S.sum(1)
+    negative = (S / d[:, None]).sum(0) ** 0.75
+    edge = S > 0
+    F = np.zeros_like(S)
+    F[edge] = np.log((S / d[:, None])[edge]) - np.log((S * negative / negative.sum())[edge])
+    M = (1 - mu) * np.eye(n) - (S + np.eye(n)) / (1 + d)[:, None]
+    a = factors(F)
+    bessel = [
+        sum((theta / 2) ** (2 * k + i) / (math.factorial(k) * math.factorial(k + i)) for k in range(20))
+        for i in range(10)
+    ]
+    before, now = a, M @ M @ a / 2 - a
+    total = bessel[0] * before - 2 * bessel[1] * now
+    for i in range(2, 10):
+        before, now = now, M @ M @ now - 2 * now - before
+        total += 2 * (-1) ** i * bessel[i] * now
+    want = factors((np.eye(n) + S) @ (a - total))
+    np.testing.assert_allclose(got @ got.T, want @ want.T, atol=2e-3)
+
+
+def test_prone_refuses_a_directed_graph(comm: MPI.Intracomm) -> None:
+    with shared_file(comm, "0 1\n1 2\n2 3\n3 0\n1 3\n") as path:
+        wanted = config({"path": path, "direction": "out"}, embedding={"method": "prone", "dim": 3})
+        with pytest.raises(GraphError, match="prone takes an undirected graph"):
+            vectors(comm, wanted)
+
+
+def test_randne_is_its_closed_form(comm: MPI.Intracomm) -> None:
+    wanted = config(
+        {"rmat": {"scale": 6, "edge_factor": 4}},
+        embedding={"method": "randne", "dim": 12, "weights": [1.0, 0.5, 0.25], "input_matrix": "adjacency"},
+        execution={"column_block": 5},
+    )
+    graph = load(comm, wanted.graph)
+    problem = Problem(graph, wanted)
+    U = problem.gaussian()
+    problem.orthonormalize(U)
+    U0, S = whole(graph, U).double().numpy(), dense(graph)
+    np.testing.assert_allclose(U0.T @ U0, np.eye(12), atol=1e-5)
+    want = U0 + 0.5 * S @ U0 + 0.25 * S @ S @ U0
+    np.testing.assert_allclose(vectors(comm, wanted).numpy(), want, atol=1e-4 * np.abs(want).max())
 
 
 def test_one_ranks_bad_line_is_every_ranks_error(comm: MPI.Intracomm) -> None:
