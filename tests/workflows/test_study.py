@@ -123,7 +123,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path, change, sentence):
     ("override", "sentence"),
     [
         ("site=frontierr", "no site 'frontierr'"),
-        ("analysis.law=chinchila", "no law 'chinchila'; there is chinchilla"),
+        ("analysis.law=chinchila", "no law 'chinchila'; there is "),
         ("analysis.exclude=[nothing]", "no run 'nothing'; see the ids with `isoflop plan`"),
         (
             "base.train.global_batch=3",
