@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,13 @@ def test_a_budget_without_a_minimum_is_dropped_and_named():
     assert bare.a == pytest.approx(A_TRUE, abs=0.01)
 
 
+def test_a_budget_that_curves_downwards_is_dropped():
+    points = budgets()
+    hill = np.where(np.arange(len(points)) < 9, 2 * points.y[:9].max() - points.y, points.y)
+    [sentence] = isoflop(replace(points, y=hill), bootstrap=0).dropped
+    assert sentence.endswith("the losses do not curve upwards")
+
+
 def test_too_few_budgets_are_refused():
     with pytest.raises(DataError, match=r"simulated: 1 budgets show a minimum, an exponent needs 3"):
         isoflop(budgets().take(np.arange(9)))
@@ -77,6 +85,7 @@ def test_the_envelope_of_curves_has_the_laws_own_exponent():
     found = envelope(curves_of(curves()))
     assert found.a == pytest.approx(A_TRUE, abs=0.03)
     assert found.dropped
+    assert {N for _, N, _ in found.optima}.isdisjoint({1e7, curves().N.max()})
 
 
 def test_an_envelope_needs_curves():

@@ -11,7 +11,7 @@ import pytest
 from analysis import fit, laws, minimise
 from analysis.errors import DataError, NotConvergedError
 from analysis.summary import coefficient_rows
-from tests.analysis.studies import TRUTH, grid, losses, observe, study
+from tests.analysis.studies import TRUTH, grid, losses, measure, observe, study
 
 
 def test_a_good_study_is_identified():
@@ -151,6 +151,24 @@ def _short_after_the_first():
             minimise.MAX_STEPS = steps
 
     return minimise_once
+
+
+def test_exclusions_that_decide_the_answer_are_said():
+    points = study(1, noise=0.002)
+    bent = replace(points, y=np.where(np.arange(20) < 2, 1.5 * points.y.max(), points.y))
+    found = fit("chinchilla", bent.drop_highest_loss(2), delta=1.0, bootstrap=100)
+    [sentence] = [warning for warning in found.warnings if "exclusions" in warning]
+    assert sentence.startswith("the exclusions decide the answer; with all points: ")
+    harmless = fit("chinchilla", points.drop_highest_loss(1), delta=1.0, bootstrap=100)
+    assert not any("exclusions" in warning for warning in harmless.warnings)
+
+
+def test_a_slope_of_either_sign_is_as_good_as_any():
+    x = np.geomspace(1, 1e4, 30)
+    flat = measure("log_linear", {"x": x}, 2 + 0.01 * np.random.default_rng(0).standard_normal(30))
+    found = fit("log_linear", flat, bootstrap=100)
+    assert found.intervals["m"][0] < 0 < found.intervals["m"][1]
+    assert found.unidentified == {}
 
 
 def test_one_point_to_spare_gives_no_interval():

@@ -39,6 +39,14 @@ def test_an_early_curve_does_not(seed):
     assert found.params["A"] <= 1 + 1e-12
 
 
+def test_even_a_perfect_early_curve_does_not():
+    found = fit("rl_sigmoid", curve(2000, noise=0.0), hold=START, bootstrap=0)
+    assert found.params["A"] == pytest.approx(0.61, rel=1e-4)
+    assert found.unidentified["A"] == (
+        "asymptote not identified: the largest compute is 0.8 C_mid, 1.5 are needed"
+    )
+
+
 def test_the_logit_of_the_gain_is_a_line_over_ln_compute():
     C = np.geomspace(10, 1e5, 30)
     gain = (outcomes("rl_sigmoid", REWARD, {"C": C}) - 0.22) / (0.61 - 0.22)
