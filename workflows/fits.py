@@ -142,7 +142,7 @@ def allocations(source: Source, points: Observations, fitted: FitResult) -> dict
 
     minima = partial(isoflop, points, bootstrap=source.bootstrap, seed=source.seed)
     return {
-        "parametric": parametric(fitted) if fitted.trades else f"the law '{source.law}' trades nothing",
+        "parametric": tried(lambda: parametric(fitted)),
         "isoflop": tried(lambda: minima(vertex="parabola")),
         "isoflop, interpolation": tried(lambda: minima(vertex="interpolation")),
         "envelope": tried(lambda: envelope(source.curves())),
@@ -150,8 +150,14 @@ def allocations(source: Source, points: Observations, fitted: FitResult) -> dict
 
 
 def parametric(fitted: FitResult) -> Allocation:
-    """Return the exponents that follow from a fitted law, over one decade of compute."""
+    """Return the exponents that follow from a fitted law, over one decade of compute.
+
+    Raises:
+        DataError: the law, or its fit, trades no size for tokens.
+    """
     low, high = (fitted.compute_optimal(flops) for flops in A_DECADE)
+    if not np.isfinite([low["N"], high["N"]]).all():
+        raise DataError("no trade between size and tokens: a term of the fitted law vanishes")
     a = float(np.log(high["N"] / low["N"]) / np.log(A_DECADE[1] / A_DECADE[0]))
     sizes = [laws.get(fitted.law).compute_optimal(fitted.sampled(), flops)["N"] for flops in A_DECADE]
     slopes = np.log(sizes[1] / sizes[0]) / np.log(A_DECADE[1] / A_DECADE[0])

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis import Observations, laws
+from analysis import Observations, fit, laws
 from analysis.allocation import curves_of, envelope, isoflop
 from analysis.errors import DataError
-from tests.analysis.studies import TRUTH, losses, observe
+from tests.analysis.studies import TRUTH, losses, observe, study
+from workflows.fits import parametric
 
 A_TRUE = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
 
@@ -86,6 +87,17 @@ def test_the_envelope_of_curves_has_the_laws_own_exponent():
     assert found.a == pytest.approx(A_TRUE, abs=0.03)
     assert found.dropped
     assert {N for _, N, _ in found.optima}.isdisjoint({1e7, curves().N.max()})
+
+
+def test_a_fit_whose_term_vanishes_has_no_exponents():
+    found = fit("chinchilla", study(1, noise=0.002), bootstrap=0)
+    assert parametric(found).a == pytest.approx(
+        found.params["beta"] / (found.params["alpha"] + found.params["beta"])
+    )
+    with pytest.raises(
+        DataError, match="no trade between size and tokens: a term of the fitted law vanishes"
+    ):
+        parametric(replace(found, params={**found.params, "B": 0.0}))
 
 
 def test_an_envelope_needs_curves():
