@@ -4,7 +4,7 @@ Plain torch is what its own parts give: DTensor's parallelize_module, torch.dist
 DistributedDataParallel and torch.optim.AdamW, on the same network from the same weights. Each layout of each of the
 two is an MPI job of its own; the jobs take turns, round by round. A number is the median over the rounds of the
 median step. `ideal` is this suite's one process divided by the ranks; for a pipeline, by what its slowest stage and
-its bubble of (m + p - 1) / m leave.
+its bubble leave.
 """
 
 from __future__ import annotations
@@ -203,7 +203,8 @@ def bound(layout: str) -> float:
         costs = [len(layers) * block for layers in stage_layers(config, pp)]
         costs[-1] += head
         n = BATCH // MICROBATCH
-        ideal *= max(costs) / sum(costs) * (n + pp - 1) / n
+        # Every microbatch passes the slowest stage; the first and the last one each of the others, too.
+        ideal *= (n * max(costs) + sum(costs) - max(costs)) / n / sum(costs)
     cores = len(os.sched_getaffinity(0))
     return max(ideal, 1 / cores)
 
