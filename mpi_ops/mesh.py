@@ -22,6 +22,9 @@ class Mesh:
     """Ranks with the other stretches of the same sequences."""
     pp: dist.ProcessGroup | None
     """Ranks with the other layers."""
+    pp_back: dist.ProcessGroup | None
+    """The same ranks, for what goes to lower ones: NCCL carries the messages of two ranks in a group in one order,
+    so a receive that waits there would hold up what its sender waits for."""
     data: dist.ProcessGroup | None
     """Ranks with the same weights and other tokens: along dp and cp together; gradients are reduced here."""
     ep: dist.ProcessGroup | None
@@ -74,6 +77,7 @@ def make_mesh(layout: ParallelLayout) -> Mesh:
         tp=groups["tp"],
         cp=groups["cp"],
         pp=groups["pp"],
+        pp_back=_group(lines["pp"], "pp"),
         data=groups["data"],
         ep=groups["ep"],
         experts=groups["experts"],

@@ -36,8 +36,8 @@ class WeightGradients:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return x W^T + b; backward gives the gradient of x at once and keeps that of the weight for later."""
-        if torch.is_autocast_enabled("cpu"):
-            x = x.to(torch.get_autocast_dtype("cpu"))
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         # In a list, autograd does not see the weight: it would run its hooks for a gradient that is not there yet.
         made: Tensor = _PutOff.apply(x, [weight], self._due)  # type: ignore[no-untyped-call]
         return made if bias is None else made + bias.to(made.dtype)
@@ -83,10 +83,13 @@ class Pipeline:
     schedule: Sequence[Sequence[Action]]
     placement: Sequence[Sequence[int]]
     group: dist.ProcessGroup | None
-    """None for a pipeline of one rank."""
+    """Takes what goes to higher ranks. None for a pipeline of one rank."""
+    back_group: dist.ProcessGroup | None
+    """Of the same ranks: takes what goes to lower ones."""
     shape: tuple[int, ...]
     """Of the activations that travel."""
     dtype: torch.dtype
+    device: torch.device
     scale: float = 1.0
     """Of the gradient of each microbatch's loss: its share of the batch."""
     put_off: WeightGradients | None = None
@@ -165,7 +168,8 @@ class Pipeline:
             self._ready[kind, stage, microbatch] = tensor
         else:
             tensor = tensor.contiguous()
-            self._sent.append((dist.isend(tensor, group=self.group, group_dst=to), tensor))
+            group = self.group if to > self._rank else self.back_group
+            self._sent.append((dist.isend(tensor, group=group, group_dst=to), tensor))
 
     def _take(self, kind: str, stage: int, microbatch: int) -> Tensor:
         """Return what was sent for `stage`, waiting for it; what arrives before it is put aside."""
@@ -182,10 +186,9 @@ class Pipeline:
         """Keep LOOKAHEAD receives posted from a rank."""
         arrivals, posted = self._arrivals[sender], self._posted[sender]
         while arrivals and len(posted) < LOOKAHEAD:
-            tensor = torch.empty(self.shape, dtype=self.dtype)
-            posted.append(
-                (arrivals.popleft(), dist.irecv(tensor, group=self.group, group_src=sender), tensor)
-            )
+            tensor = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+            group = self.group if sender < self._rank else self.back_group
+            posted.append((arrivals.popleft(), dist.irecv(tensor, group=group, group_src=sender), tensor))
 
     def _let_go(self) -> None:
         """Forget sends that are done; asking also lets MPI move those that are not."""

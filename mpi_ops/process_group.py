@@ -6,15 +6,41 @@ import socket
 from datetime import timedelta
 from typing import Literal
 
+import torch
 import torch.distributed as dist
 from mpi4py import MPI
 from torch._C._distributed_c10d import TCPStore
 
+from mpi_ops.errors import BackendError
+
 Backend = Literal["mpi4py", "gloo", "nccl"]
 
 
-def init_process_group(comm: MPI.Intracomm, backend: Backend = "mpi4py", timeout_s: float = 600.0) -> None:
-    """Make the ranks of `comm` the default process group of torch.distributed.
+def device_of(backend: Backend, local_rank: int) -> torch.device:
+    """Return where the tensors of a rank live that this backend moves: the CPU, or for nccl (RCCL) its GPU.
+
+    A rank that sees one GPU, as srun binds them on Frontier, takes that; one that sees all of its node takes the one
+    of its place there.
+
+    Raises:
+        BackendError: torch sees no GPU here.
+    """
+    if backend != "nccl":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise BackendError(
+            "backend nccl moves tensors between GPUs, and torch sees none here; take mpi4py or gloo"
+        )
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def init_process_group(
+    comm: MPI.Intracomm,
+    backend: Backend = "mpi4py",
+    timeout_s: float = 600.0,
+    device: torch.device | None = None,
+) -> None:
+    """Make the ranks of `comm` the default process group of torch.distributed. `device` is this rank's, a GPU's only.
 
     Rank 0 opens a store on a port that the system picks and tells the others by MPI, so no address or port has
     to be configured. On one node it listens on loopback.
@@ -40,6 +66,9 @@ def init_process_group(comm: MPI.Intracomm, backend: Backend = "mpi4py", timeout
     host, port = comm.bcast((host, port))
     if comm.rank != 0:
         store = TCPStore(host, port, comm.size, is_master=False, timeout=timeout)
+    on_gpu = device is not None and device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
     dist.init_process_group(
         backend,
         store=store,
@@ -47,6 +76,7 @@ def init_process_group(comm: MPI.Intracomm, backend: Backend = "mpi4py", timeout
         world_size=comm.size,
         timeout=timeout,
         pg_options=comm if backend == "mpi4py" else None,
+        device_id=device if on_gpu else None,
     )
 
 

@@ -50,7 +50,7 @@ SUMMARY = (
     *("model_flops_per_s", "hardware_flops_per_s", "peak_share", "tokens_per_s"),
     *("skipped_steps", "measuring_errors", "peak_memory_bytes"),
 )
-GEMM_WIDTH = 384
+GEMM_WIDTH, GPU_GEMM_WIDTH = 384, 8192
 GEMM_S = 0.02
 """Shortest time for which the matrix product is repeated; the best one counts."""
 
@@ -69,22 +69,25 @@ class Peak:
     origin: str
 
 
-def gemm_peak(stated_per_core: float, dtype: str) -> Peak:
-    """Return the peak of a rank on this CPU: what the site states for a core times threads, else measured here."""
-    if stated_per_core:
-        return Peak(stated_per_core * torch.get_num_threads(), "site")
+def gemm_peak(stated: float, dtype: str, device: torch.device) -> Peak:
+    """Return the peak of a rank: what the site states for a GPU, or a core times threads; else measured here."""
+    if stated:
+        return Peak(stated if device.type == "cuda" else stated * torch.get_num_threads(), "site")
     kinds = {"fp32": [torch.float32], "fp64": [torch.float64], "bf16": [torch.float32, torch.bfloat16]}
-    return Peak(max(map(_measured_gemm, kinds[dtype])), "measured")
+    return Peak(max(_measured_gemm(each, device) for each in kinds[dtype]), "measured")
 
 
-def _measured_gemm(dtype: torch.dtype) -> float:
-    a = torch.ones((GEMM_WIDTH, GEMM_WIDTH), dtype=dtype)
+def _measured_gemm(dtype: torch.dtype, device: torch.device) -> float:
+    width = GPU_GEMM_WIDTH if device.type == "cuda" else GEMM_WIDTH
+    a = torch.ones((width, width), dtype=dtype, device=device)
     best_s, began_s, done = math.inf, time.perf_counter(), 0
     while done < 3 or time.perf_counter() - began_s < GEMM_S:
         started_s = time.perf_counter()
         a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         best_s, done = min(best_s, time.perf_counter() - started_s), done + 1
-    return 2 * GEMM_WIDTH**3 / best_s
+    return 2 * width**3 / best_s
 
 
 def memory_streams(stages: int) -> list[StreamSpec]:

@@ -262,7 +262,7 @@ class ParallelConfig(Section):
     recompute: Literal["none", "selective", "full"] = "none"
     """What of a block is computed again in the backward pass instead of kept: nothing, attention, or all of it."""
     backend: Literal["mpi4py", "gloo", "nccl"] = "mpi4py"
-    """Backend of torch.distributed."""
+    """Backend of torch.distributed: over MPI or sockets between CPUs, or NCCL (RCCL) between GPUs."""
     timeout_s: Positive = 600.0
     """How long a rank waits for the others in one operation."""
 
@@ -384,6 +384,10 @@ def check_ranks(config: LlmConfig, ranks: int) -> None:
         raise ValueError(
             f"data.mask_documents=true with model.capacity={model.capacity}: experts' room is a sequence's, which its "
             "documents would share; take no capacity"
+        )
+    if parallel.cp > 1 and parallel.backend == "nccl":
+        raise ValueError(
+            f"parallel.cp={parallel.cp} with backend nccl: ring attention runs on CPUs only so far"
         )
     if parallel.ep > 1 and not model.experts:
         raise ValueError(f"parallel.ep={parallel.ep}: there are no experts to share; set model.experts")

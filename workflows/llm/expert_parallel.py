@@ -50,7 +50,7 @@ class ExpertParallel:
         """Return this rank's part of the loads since the last call, flat; the sum over all ranks is for `spread`."""
         here = torch.zeros(self._config.layers, self._config.experts + 1, dtype=torch.float64)
         for layer, mixture in self._layers.items():
-            here[int(layer)] = mixture.take_loads()
+            here[int(layer)] = mixture.take_loads().to(here.device)
         return here.flatten() if self._config.experts else here[:0, 0]
 
     def spread(self, loads: Tensor) -> None:

@@ -28,9 +28,8 @@ Norm = nn.RMSNorm | nn.LayerNorm
 
 def rotary_table(config: ModelConfig, dtype: torch.dtype, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Return cos and sin of position x frequency, each (*positions, E/2): frequency i is theta ** (-2 i / E)."""
-    frequency_E = config.rope_theta ** (
-        -torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
-    )
+    pair_E = torch.arange(0, config.head_width, 2, dtype=torch.float64, device=positions.device)
+    frequency_E = config.rope_theta ** (-pair_E / config.head_width)
     angle_LE = positions.double().unsqueeze(-1) * frequency_E
     return angle_LE.cos().to(dtype), angle_LE.sin().to(dtype)
 
@@ -126,7 +125,9 @@ class Positions(nn.Module):
         if x.ndim == 3:
             rows = rows[..., : x.shape[1]]
         else:
-            rows = rows.flatten()[(torch.arange(len(x)) + self.share * len(x)) % rows.numel()]
+            rows = rows.flatten()[
+                (torch.arange(len(x), device=x.device) + self.share * len(x)) % rows.numel()
+            ]
         return x + F.embedding(rows, self.weight)
 
 

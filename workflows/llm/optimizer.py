@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.llm.config import OptimizerConfig
@@ -26,7 +24,8 @@ class AdamW:
         self.moments = {
             name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self._parameters.items()
         }
-        self.count = torch.zeros((), dtype=torch.float32)
+        device = next((p.device for p in self._parameters.values()), None)
+        self.count = torch.zeros((), dtype=torch.float32, device=device)
 
     @torch.no_grad()
     def step(self, lr: float, gradients: Mapping[str, Tensor]) -> None:
@@ -73,11 +72,11 @@ def clip(gradients: Iterable[Tensor], norm: float, largest: float) -> None:
         torch._foreach_mul_(list(gradients), largest / (norm + 1e-6))
 
 
-def state(parameters: Mapping[str, Tensor], optimizer: AdamW) -> dict[str, NDArray[Any]]:
-    """Return weights and both moments as `weight/NAME`, `moment1/NAME`, `moment2/NAME`: views, not copies."""
-    arrays = {}
+def state(parameters: Mapping[str, Tensor], optimizer: AdamW) -> dict[str, Tensor]:
+    """Return weights and both moments as `weight/NAME`, `moment1/NAME`, `moment2/NAME`: the memory itself."""
+    tensors = {}
     for name, parameter in parameters.items():
         first, second = optimizer.moments[name]
         for kind, tensor in (("weight", parameter), ("moment1", first), ("moment2", second)):
-            arrays[f"{kind}/{name}"] = tensor.detach().numpy()
-    return arrays
+            tensors[f"{kind}/{name}"] = tensor.detach()
+    return tensors

@@ -30,6 +30,7 @@ from workflows.llm.tensor_parallel import infer_rules, split
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """Of weights, gradients and moments."""
 TIED = "embedding.weight"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,9 @@ class ParallelModel:
         LayoutError: the layout is not one of this world, or the model cannot be split so.
     """
 
-    def __init__(self, config: LlmConfig, layout: ParallelLayout) -> None:
+    def __init__(self, config: LlmConfig, layout: ParallelLayout, device: torch.device = CPU) -> None:
         parallel = config.parallel
+        self.device = device
         self.config, self.layout, self.mesh = config, layout, make_mesh(layout)
         self.dtype = DTYPES[config.train.dtype]
         self._share = config.train.global_batch // layout.dp
@@ -78,6 +80,8 @@ class ParallelModel:
             self._splits |= self._split(model)
         self.experts = ExpertParallel(config.model, self.stages.values(), self.mesh)
         shared = self._tie_ends()
+        for model in self.stages.values():
+            model.to(device)
         self._sharded = bool(parallel.zero) and self.mesh.data is not None
         rows: dict[str, int] = {}
         if self._sharded:
@@ -144,11 +148,14 @@ class ParallelModel:
         gradients = self.gradients()
         self._add_up_copies(gradients)
         norms = torch.stack(torch._foreach_norm(list(gradients.values()))).double()
-        copies = torch.tensor([self.boxes[name].copies for name in gradients])
+        copies = torch.tensor([self.boxes[name].copies for name in gradients], device=self.device)
         squares = (norms.square() / copies).sum()
         replicas = self.layout.dp * self.layout.cp * self.layout.tp
-        mean = torch.stack([*losses.values(), torch.zeros(())]).double().sum() * self._micro / self._share
-        totals = torch.cat((torch.stack((mean / replicas, squares)), self.experts.take_loads()))
+        none = torch.zeros((), device=self.device)
+        mean = torch.stack([*losses.values(), none]).double().sum() * self._micro / self._share
+        totals = torch.cat(
+            (torch.stack((mean / replicas, squares)), self.experts.take_loads().to(self.device))
+        )
         if dist.get_world_size() > 1:
             dist.all_reduce(totals)
         self.experts.spread(totals[2:])
@@ -276,13 +283,15 @@ class ParallelModel:
         if self.mesh.cp is not None:
             positions_L = self._positions()
             tokens_BL, targets_BL = tokens_BL[:, positions_L], targets_BL[:, positions_L]
+        tokens_BL, targets_BL = tokens_BL.to(self.device), targets_BL.to(self.device)
+        positions_BL = None if positions_BL is None else positions_BL.to(self.device)
         length, width = tokens_BL.shape[1], self.config.model.width
         shape = (micro, length, width) if self.mesh.tp is None else (micro * length // self.layout.tp, width)
         last = self._last_stage
 
         def compute(stage: int, x: Tensor | None, microbatch: int) -> Tensor:
             rows = slice(microbatch * micro, (microbatch + 1) * micro)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.train.dtype == "bf16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.dtype == "bf16"):
                 within = None if positions_BL is None else positions_BL[rows]
                 y = self.stages[stage](tokens_BL[rows] if x is None else x, within)
             if stage != last:
@@ -296,8 +305,10 @@ class ParallelModel:
             actions,
             self._placement,
             self.mesh.pp,
+            self.mesh.pp_back,
             shape,
             self.dtype,
+            self.device,
             micro / len(tokens_BL),
             self._put_off,
         )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from launch import bootstrap, checkpoint  # isort: skip  (MPI comes before torch)
 import numpy as np
@@ -18,7 +18,8 @@ import torch
 from analysis.store.schema import StreamSpec
 from launch.metrics import Metrics
 from mpi_ops import counters
-from mpi_ops.process_group import destroy_process_group, init_process_group
+from mpi_ops.errors import BackendError
+from mpi_ops.process_group import destroy_process_group, device_of, init_process_group
 from slurm.strict_yaml import load
 from workflows.config import parse
 from workflows.errors import ConfigError, RefusedError
@@ -30,6 +31,7 @@ from workflows.llm.data import TokenFile, prepare_tokens
 from workflows.llm.expert_parallel import expert_streams
 from workflows.llm.parallelize import ParallelModel
 
+CPU = torch.device("cpu")
 STREAMS = (
     StreamSpec("train_loss", "nat/token", "mean cross-entropy of the step's batch, before its update"),
     StreamSpec("val_loss", "nat/token", "mean cross-entropy of the fixed validation sequences"),
@@ -80,18 +82,26 @@ def main() -> None:
     with bootstrap.start() as job:
         held = load(job.run.config)
         config = parse(LlmConfig, held.data["config"], lambda at: f"{held.source}: {'.'.join(map(str, at))}")
-        if config.parallel.backend == "nccl":
-            raise ConfigError("parallel.backend=nccl: tensors are on CPUs so far; take mpi4py or gloo")
-        init_process_group(job.comm, config.parallel.backend, config.parallel.timeout_s)
+        try:
+            device = device_of(config.parallel.backend, job.local_rank)
+        except BackendError as error:
+            raise ConfigError(f"parallel.backend: {error}") from None
+        init_process_group(job.comm, config.parallel.backend, config.parallel.timeout_s, device)
         stated = held.data.get("gemm_peak_flops_per_s", 0.0)
-        train(job, config, Path(held.data["cache_dir"]), stated)
+        train(job, config, Path(held.data["cache_dir"]), stated, device)
         destroy_process_group(job.comm)
 
 
-def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path, gemm_peak_flops_per_s: float = 0.0) -> None:
+def train(
+    job: bootstrap.Job,
+    config: LlmConfig,
+    cache_dir: Path,
+    gemm_peak_flops_per_s: float = 0.0,
+    device: torch.device = CPU,
+) -> None:
     """Train from the last checkpoint, or from the start, to the end of the run.
 
-    `gemm_peak_flops_per_s` is the site's fastest matrix product on a core; 0 = rank 0 measures its own.
+    `gemm_peak_flops_per_s` is the site's fastest matrix product on a core or GPU; 0 = rank 0 measures its own.
 
     Raises:
         RefusedError: the checkpoint was made from another text.
@@ -110,12 +120,12 @@ def train(job: bootstrap.Job, config: LlmConfig, cache_dir: Path, gemm_peak_flop
     tokens = _on_rank_0(job, lambda: prepare_tokens(config.data, config.model.vocab_size, cache_dir))
     layout = layout_of(config, job.world_size)
     torch.manual_seed(config.train.seed)  # nothing draws from it yet; checkpoints keep its state all the same
-    model = ParallelModel(config, layout)
+    model = ParallelModel(config, layout, device)
     adamw = optimizer.AdamW(model.parameters(), config.optimizer)
     batches = Batches(config, *tokens.read(), model.mesh.place("dp"), layout.dp)
     saved = checkpoint.load(job.comm, job.run.checkpoints, wanted(model, adamw))
     first_step = saved.step if saved else 0
-    peak = _on_rank_0(job, lambda: gemm_peak(gemm_peak_flops_per_s, config.train.dtype))
+    peak = _on_rank_0(job, lambda: gemm_peak(gemm_peak_flops_per_s, config.train.dtype, device))
     meta = _meta(job, config, tokens, first_step, peak)
     attempt_file = job.run.attempt(job.attempt, "h5")
     streams = [*STREAMS, *memory_streams(layout.pp), *expert_streams(config.model)]
@@ -235,12 +245,14 @@ def save(run: Training) -> None:
     """Commit a checkpoint, or begin to: weights, moments, random state; the data's cursor is the step itself."""
     began_s = time.monotonic()
     pieces = []
-    for key, array in _parts(run.model, run.optimizer).items():
+    for key, tensor in _parts(run.model, run.optimizer).items():
         box = run.model.boxes[key.partition("/")[2]]
         if box.first_copy:
-            pieces.append(checkpoint.Piece(key, array, box.shape, box.offset))
+            pieces.append(checkpoint.Piece(key, tensor.cpu().numpy(), box.shape, box.offset))
     if run.job.rank == 0:
-        pieces += [checkpoint.whole(key, array) for key, array in _common(run.optimizer).items()]
+        pieces += [
+            checkpoint.whole(key, tensor.cpu().numpy()) for key, tensor in _common(run.optimizer).items()
+        ]
     meta = {
         "text_sha256": run.tokens_file.text_sha256,
         "tokenizer_sha256": run.tokens_file.tokenizer_sha256,
@@ -256,26 +268,33 @@ def save(run: Training) -> None:
 def wanted(model: ParallelModel, adamw: optimizer.AdamW) -> dict[str, checkpoint.Wanted]:
     """Return what this rank needs of a checkpoint."""
     parts = {
-        key: checkpoint.Wanted(box.shape, box.offset, array.shape, array.dtype)
-        for key, array in _parts(model, adamw).items()
+        key: checkpoint.Wanted(box.shape, box.offset, tuple(tensor.shape), _numpys(tensor.dtype))
+        for key, tensor in _parts(model, adamw).items()
         for box in [model.boxes[key.partition("/")[2]]]
     }
     common = {
-        key: checkpoint.Wanted(array.shape, (0,) * array.ndim, array.shape, array.dtype)
-        for key, array in _common(adamw).items()
+        key: checkpoint.Wanted(
+            tuple(tensor.shape), (0,) * tensor.ndim, tuple(tensor.shape), _numpys(tensor.dtype)
+        )
+        for key, tensor in _common(adamw).items()
     }
     return {**parts, **common}
 
 
-def _parts(model: ParallelModel, adamw: optimizer.AdamW) -> dict[str, np.ndarray]:
-    """Return the state that the model's boxes place, as views, by `KIND/NAME`."""
-    more = {f"state/{name}": tensor.numpy() for name, tensor in model.state().items()}
+def _parts(model: ParallelModel, adamw: optimizer.AdamW) -> dict[str, torch.Tensor]:
+    """Return the state that the model's boxes place, the memory itself, by `KIND/NAME`."""
+    more = {f"state/{name}": tensor for name, tensor in model.state().items()}
     return {**optimizer.state(model.parameters(), adamw), **more}
 
 
-def _common(adamw: optimizer.AdamW) -> dict[str, np.ndarray]:
+def _common(adamw: optimizer.AdamW) -> dict[str, torch.Tensor]:
     """Return the state that is the same on all ranks."""
-    return {"optimizer/count": adamw.count.numpy(), "rng/torch": torch.get_rng_state().numpy()}
+    return {"optimizer/count": adamw.count, "rng/torch": torch.get_rng_state()}
+
+
+def _numpys(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return numpy's name of a dtype."""
+    return torch.empty(0, dtype=dtype).numpy().dtype
 
 
 def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
@@ -292,8 +311,8 @@ def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
             f"'{saved.meta.get('tokenizer_sha256', '')[:12]}', data.tokenizer={run.config.data.tokenizer} now has "
             f"'{run.tokens_file.tokenizer_sha256[:12]}'; bring it back, or remove this run's directory to start it anew"
         )
-    for key, array in _parts(run.model, run.optimizer).items():
-        array[...] = saved.arrays[key]
+    for key, tensor in _parts(run.model, run.optimizer).items():
+        tensor.copy_(torch.from_numpy(saved.arrays[key]))
     run.optimizer.count.fill_(float(saved.arrays["optimizer/count"]))
     torch.set_rng_state(torch.tensor(saved.arrays["rng/torch"]))
     run.step, run.wall_s = saved.step, saved.meta["wall_s"]

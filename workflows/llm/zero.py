@@ -25,7 +25,9 @@ def shard(stages: Iterable[Transformer], group: dist.ProcessGroup, zero: int) ->
     Cost: 1: a step, one reduce-scatter and one all-gather of all parameters; 2: the reduce-scatter a microbatch;
     3: and two all-gathers a microbatch.
     """
-    mesh, first = DeviceMesh.from_group(group, "cpu"), {}
+    stages = list(stages)
+    device = next(parameter.device for stage in stages for parameter in stage.parameters())
+    mesh, first = DeviceMesh.from_group(group, device.type), {}
     for stage in stages:
         for part in (*stage.blocks.values(), stage):
             fully_shard(part, mesh=mesh, reshard_after_forward=zero == 3)

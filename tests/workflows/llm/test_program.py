@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from analysis.store import read_run
 from launch import checkpoint
@@ -145,10 +146,13 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(start_program):
     assert "Traceback" not in ended.stderr
 
 
-def test_a_backend_for_gpus_is_refused_while_tensors_are_on_cpus(start_program):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
+def test_a_backend_for_gpus_is_refused_where_there_are_none(start_program):
     ended, run = start_program(1, parallel={"backend": "nccl"})
     assert (ended.status, run.last_exit().code) == (2, 2)
-    assert run.last_exit().cause == "parallel.backend=nccl: tensors are on CPUs so far; take mpi4py or gloo"
+    assert run.last_exit().cause == (
+        "parallel.backend: backend nccl moves tensors between GPUs, and torch sees none here; take mpi4py or gloo"
+    )
     assert "Traceback" not in ended.stderr
 
 
