@@ -164,11 +164,39 @@ class ClassificationConfig(Section):
     """Of the splits."""
 
 
+class LinksConfig(Section):
+    """Edges that are held out before embedding and looked for after."""
+
+    fraction: Fraction = 0.1
+    """Share of the edges; both directions of an edge go together."""
+    negatives: Count = 100_000
+    """Pairs that are drawn to be no edges; those that are some are left out."""
+    hits: list[Count] = Field(default=[50], min_length=1)
+    """The K of Hits@K."""
+    score: Literal["cosine", "dot"] = "cosine"
+    """Similarity of two vectors."""
+    seed: Seed = 0
+    """Of the choice."""
+
+
 class EvalConfig(Section):
     """What the vectors are held against."""
 
     classification: ClassificationConfig | None = None
     """Predict labels of nodes."""
+    links: LinksConfig | None = None
+    """Predict edges that are held out: the vectors are then those of a smaller graph."""
+
+
+class OutputConfig(Section):
+    """What is written beside `vectors.h5`, and into it."""
+
+    neighbours: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Nearest nodes by cosine of each node, exactly; their number grows the work by nodes squared."""
+    npy: bool = False
+    """`vectors.npy` as well."""
+    word2vec: bool = False
+    """`vectors.txt` as well: a line of nodes and columns, then a line for each node."""
 
 
 class RunConfig(Section):
@@ -193,6 +221,8 @@ class EmbedConfig(Section):
     """How."""
     eval: EvalConfig = Field(default=EvalConfig())
     """How good it is."""
+    output: OutputConfig = Field(default=OutputConfig())
+    """In what form it is written."""
     execution: RunConfig = Field(default=RunConfig())
     """On what terms."""
 

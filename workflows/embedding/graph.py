@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from launch.agree import everywhere
 from mpi_ops.partition import RowPartition, balanced
+from workflows.embedding import counter
 from workflows.embedding.arrays import read_hdf5, read_npy
-from workflows.embedding.config import GraphConfig
+from workflows.embedding.config import GraphConfig, LinksConfig
 from workflows.embedding.errors import GraphError
 from workflows.embedding.rmat import read_rmat
 from workflows.embedding.text import Edges, read_text
@@ -48,6 +49,8 @@ class Graph:
     """Node ids, ascending in each row; (entries,)"""
     weights: NDArray[np.float32]
     """(entries,)"""
+    held_out: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    """Pairs (node, node) of edges kept out, (pairs, 2), each on the rank of its first node."""
     words: dict[int, bytes] = field(default_factory=dict)
     """Where ids are words: those of some nodes, on some rank."""
 
@@ -85,8 +88,8 @@ def row_chunks(indptr: NDArray[np.int64], entries: int = CHUNK) -> Iterator[tupl
         yield slice(a, b), slice(int(indptr[a]), int(indptr[b]))
 
 
-def load(comm: MPI.Intracomm, config: GraphConfig) -> Graph:
-    """Read the graph together.
+def load(comm: MPI.Intracomm, config: GraphConfig, links: LinksConfig | None = None) -> Graph:
+    """Read the graph together, without the edges that `links` holds out.
 
     Raises, on every rank the same:
         GraphError: something in the file is no edge, or the whole is no graph; one sentence.
@@ -103,11 +106,45 @@ def load(comm: MPI.Intracomm, config: GraphConfig) -> Graph:
         largest = max((int(max(e.source.max(), e.target.max())) for e in parts), default=-1)
         n_nodes = max(comm.allreduce(largest, MPI.MAX) + 1, _stated_nodes(config))
     _check(config, n_nodes, read)
+    kept_out = [] if links is None else _hold_out(links, parts)
     partition = _partition(comm, config, n_nodes, parts)
     keys, weights = _exchanged(comm, config, partition, parts)
     n_rows = len(partition.rows(comm.rank))
     indptr, columns, summed = _compressed(config, n_rows, n_nodes, keys, weights)
-    return Graph(comm, partition, read, indptr, columns, summed, words)
+    graph = Graph(comm, partition, read, indptr, columns, summed, words=words)
+    if links is not None:
+        graph.held_out = _own_pairs(graph, np.concatenate([np.empty((0, 2), np.int64), *kept_out]))
+    return graph
+
+
+def _hold_out(links: LinksConfig, parts: list[Edges]) -> list[NDArray[np.int64]]:
+    """Take the chosen edges out of `parts` and return them as (smaller id, larger id)."""
+    taken = []
+    for i, edges in enumerate(parts):
+        out = held_out(links, edges.source, edges.target)
+        ends = np.stack([edges.source[out], edges.target[out]], 1).astype(np.int64)
+        taken.append(np.sort(ends, axis=1))
+        weight = None if edges.weight is None else edges.weight[~out]
+        parts[i] = Edges(edges.source[~out], edges.target[~out], weight)
+    return taken
+
+
+def _own_pairs(graph: Graph, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the pairs whose first node is this rank's, each once. Cost: an all-to-all of the pairs."""
+    owner = graph.partition.owner(pairs[:, 0])
+    sent = graph.comm.alltoall([pairs[owner == rank] for rank in range(graph.comm.size)])
+    return np.unique(np.concatenate(sent), axis=0)
+
+
+def held_out(
+    links: LinksConfig, source: NDArray[np.integer], target: NDArray[np.integer]
+) -> NDArray[np.bool_]:
+    """Return which edges are held out: a hash of both ends decides, so that both directions and all ranks agree."""
+    low = np.minimum(source, target).astype(np.uint64)
+    high = np.maximum(source, target).astype(np.uint64)
+    drawn = counter.mix(counter.keys(links.seed, low) ^ counter.mix(high * counter.GOLDEN))
+    chosen: NDArray[np.bool_] = (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 < links.fraction
+    return chosen & (source != target)
 
 
 def _stated_nodes(config: GraphConfig) -> int:

@@ -65,10 +65,13 @@ class Problem:
         return found
 
     def gram(self, a: Blocks, b: Blocks) -> NDArray[np.float64]:
-        """Return a^T b over all nodes, in fp64. Cost: an all-reduce of (columns, columns)."""
+        """Return a^T b over all nodes, in fp32 within a batch of rows and fp64 over batches.
+
+        Cost: an all-reduce of (columns, columns).
+        """
         here = np.zeros((sum(x.shape[1] for x in a), sum(x.shape[1] for x in b)))
         for rows in row_chunks(a):
-            one, other = (torch.cat([x[rows] for x in blocks], 1).double() for blocks in (a, b))
+            one, other = (torch.cat([x[rows] for x in blocks], 1) for blocks in (a, b))
             here += (one.T @ other).numpy()
         total = np.empty_like(here)
         self.comm.Allreduce(here, total)
@@ -76,22 +79,22 @@ class Problem:
 
     def turn(self, blocks: Blocks, by: NDArray[np.float64]) -> None:
         """Multiply (own rows, columns) by a square matrix of its columns, in place."""
-        turned = torch.from_numpy(by)
+        turned = torch.from_numpy(by).float()
         for rows in row_chunks(blocks):
-            made = (torch.cat([x[rows] for x in blocks], 1).double() @ turned).float()
+            made = torch.cat([x[rows] for x in blocks], 1) @ turned
             for block, columns in zip(blocks, self.widths(len(by)), strict=True):
                 block[rows] = made[:, columns.start : columns.stop]
 
-    def orthonormalize(self, blocks: Blocks) -> None:
+    def orthonormalize(self, blocks: Blocks, passes: int = 2) -> None:
         """Make the columns orthonormal over all nodes, in place; what depends on others becomes 0.
 
-        By the eigenvectors of the Gram matrix, twice, as one pass leaves errors of its condition number.
+        By the eigenvectors of the Gram matrix: a pass leaves rounding times its condition number.
 
-        Cost: two all-reduces of (columns, columns).
+        Cost: an all-reduce of (columns, columns) a pass.
         """
-        for _ in range(2):
+        for _ in range(passes):
             values, basis = np.linalg.eigh(self.gram(blocks, blocks))
-            kept = values > values[-1] * 1e-12
+            kept = values > values[-1] * 1e-10
             self.turn(blocks, basis * np.where(kept, 1 / np.sqrt(np.where(kept, values, 1.0)), 0.0))
 
     def widths(self, columns: int) -> list[range]:
@@ -123,14 +126,17 @@ class Problem:
         widths = self.widths(self.config.embedding.dim)
         return [torch.zeros(len(self.graph.rows), len(columns)) for columns in widths]
 
-    def gaussian(self) -> Blocks:
-        """Return normal numbers of variance 1/dim for the own nodes, whatever `projection` says."""
+    def gaussian(self, columns: int | None = None) -> Blocks:
+        """Return normal numbers of variance 1/dim for the own nodes, whatever `projection` says.
+
+        `columns` is dim unless it says otherwise.
+        """
         embedding = self.config.embedding
         normal = embedding.model_copy(update={"projection": ProjectionConfig(kind="gaussian")})
         ones = np.ones(len(self.graph.rows))
         return [
-            projection(normal, self.graph.n_nodes, self.graph.rows, columns, ones)
-            for columns in self.widths(embedding.dim)
+            projection(normal, self.graph.n_nodes, self.graph.rows, block, ones)
+            for block in self.widths(columns or embedding.dim)
         ]
 
     def column(self, own: NDArray[np.float64]) -> Tensor:

@@ -20,11 +20,10 @@ from mpi_ops.counters import tally
 from slurm.strict_yaml import load as load_yaml
 from workflows.config import parse
 from workflows.embedding import graph as graphs
-from workflows.embedding import methods
+from workflows.embedding import methods, output
 from workflows.embedding.config import EmbedConfig
 from workflows.embedding.convert import readable
 from workflows.embedding.labels import read_labels
-from workflows.embedding.output import write_vectors
 from workflows.embedding.problem import Blocks, Problem, standardize
 
 STREAMS = (
@@ -33,6 +32,8 @@ STREAMS = (
     StreamSpec(
         "micro_f1", "1", "mean over shuffles; step: percent of labels that train, tokens: nodes that train"
     ),
+    StreamSpec("link_auc", "1", "of held-out edges against pairs that are none; tokens: held-out edges"),
+    StreamSpec("link_hits", "1", "Hits@K of the same; step: K"),
     StreamSpec("macro_f1", "1", "the same, each class counting alike"),
 )
 SUMMARY = (
@@ -80,7 +81,7 @@ def main() -> None:
 def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
     """Read, embed and write, going on from the last checkpoint if there is one."""
     method, clock = methods.get(config.embedding.method), Clock()
-    graph = graphs.load(job.comm, readable(config.graph, cache_dir))
+    graph = graphs.load(job.comm, readable(config.graph, cache_dir), config.eval.links)
     problem = Problem(graph, config)
     clock.read_s = clock.lap()
     steps = method.steps(config.embedding)
@@ -112,8 +113,7 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
         if config.embedding.standardize:
             standardize(job.comm, vectors, graph.n_nodes)
         clock.embed_s += clock.lap()
-        attributes = {"run_id": job.run.path.name, "config": json.dumps(config.model_dump(mode="json"))}
-        write_vectors(graph, vectors, job.run.path / "vectors.h5", attributes)
+        _write(job, config, graph, vectors)
         clock.write_s = clock.lap()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         _evaluate(job, config, cache_dir, graph, vectors, metrics)
@@ -134,6 +134,23 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
         )
 
 
+def _write(job: bootstrap.Job, config: EmbedConfig, graph: graphs.Graph, vectors: Blocks) -> None:
+    """Write the vectors in every form that is asked for."""
+    place, table = job.run.path, output.vectors_table(vectors)
+    tables = {"vectors": table}
+    if config.output.neighbours:
+        from workflows.embedding.neighbours import nearest
+
+        ids, cosines = nearest(graph, vectors, config.output.neighbours)
+        tables |= {"neighbours": output.array_table(ids), "cosines": output.array_table(cosines)}
+    attributes = {"run_id": place.name, "config": json.dumps(config.model_dump(mode="json"))}
+    output.write_hdf5(graph, tables, place / "vectors.h5", attributes)
+    if config.output.npy:
+        output.write_npy(graph, table, place / "vectors.npy")
+    if config.output.word2vec:
+        output.write_word2vec(graph, table, place / "vectors.txt")
+
+
 def _evaluate(
     job: bootstrap.Job,
     config: EmbedConfig,
@@ -142,7 +159,7 @@ def _evaluate(
     vectors: Blocks,
     metrics: Metrics,
 ) -> None:
-    """Hold the vectors against what `eval` names, a row for each share of labels: its step is the percentage."""
+    """Hold the vectors against what `eval` names; the streams say what a row's step stands for."""
     if config.eval.classification:
         from workflows.embedding.evaluation import classify
 
@@ -150,6 +167,13 @@ def _evaluate(
         labels = everywhere(job.comm, lambda: read_labels(wanted, cache_dir, graph.n_nodes))
         for score in classify(graph, vectors, labels, wanted):
             metrics.record(round(score.percent), score.trained, micro_f1=score.micro, macro_f1=score.macro)
+    if config.eval.links:
+        from workflows.embedding.links import score_links
+
+        found = score_links(graph, vectors, config.eval.links)
+        metrics.record(0, found.positives, link_auc=found.auc)
+        for k, share in found.hits.items():
+            metrics.record(k, found.positives, link_hits=share)
 
 
 def _save(job: bootstrap.Job, problem: Problem, state: methods.State, step: int, metrics: Metrics) -> None:

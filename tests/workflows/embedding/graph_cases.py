@@ -16,9 +16,11 @@ import torch
 from mpi4py import MPI
 
 from workflows.embedding import methods
-from workflows.embedding.config import EmbedConfig
+from workflows.embedding.config import EmbedConfig, LinksConfig
 from workflows.embedding.errors import GraphError
 from workflows.embedding.graph import Graph, load
+from workflows.embedding.links import score_links
+from workflows.embedding.neighbours import nearest
 from workflows.embedding.problem import Problem, standardize
 from workflows.embedding.projection import projection
 
@@ -293,6 +295,52 @@ def test_randne_is_its_closed_form(comm: MPI.Intracomm) -> None:
     np.testing.assert_allclose(U0.T @ U0, np.eye(12), atol=1e-5)
     want = U0 + 0.5 * S @ U0 + 0.25 * S @ S @ U0
     np.testing.assert_allclose(vectors(comm, wanted).numpy(), want, atol=1e-4 * np.abs(want).max())
+
+
+def test_held_out_edges_are_gone_and_scored_alike_on_any_number_of_ranks(comm: MPI.Intracomm) -> None:
+    links = LinksConfig(fraction=0.3, negatives=3000, hits=[1, 10], seed=4)
+    wanted = config({"rmat": {"scale": 9, "edge_factor": 3}}).graph
+    whole_graph = dense(load(comm, wanted))
+    graph, alone = load(comm, wanted, links), load(MPI.COMM_SELF, wanted, links)
+    pairs = np.concatenate(comm.allgather(graph.held_out))
+    assert sorted(map(tuple, pairs.tolist())) == sorted(map(tuple, alone.held_out.tolist()))
+    left = dense(graph)
+    assert (left + left.T)[tuple(pairs.T)].max() == 0, "a held-out edge is still there"
+    left[tuple(pairs.T)] = left[tuple(pairs.T[::-1])] = 1
+    np.testing.assert_array_equal(left, whole_graph)
+    assert len(pairs) / (whole_graph.sum() / 2) == pytest.approx(0.3, abs=0.05)
+    known = torch.from_numpy(np.random.default_rng(0).standard_normal((512, 8))).float()
+
+    def scores(of: Graph, vectors: torch.Tensor) -> Any:
+        own = vectors[of.rows.start : of.rows.stop]
+        return score_links(of, [own[:, :5].contiguous(), own[:, 5:].contiguous()], links)
+
+    by_chance = scores(graph, known)
+    assert by_chance == scores(alone, known)
+    assert by_chance.auc == pytest.approx(0.5, abs=0.08)
+    known[pairs[:, 0]] = known[pairs[:, 1]] = 1.0  # now both ends of every held-out edge are alike
+    assert scores(graph, known).auc > 0.6
+    a, b = (known[pairs[:, i]].double() for i in (0, 1))
+    assert ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)) > 0.99).all()
+
+
+def test_nearest_nodes_are_those_of_all_cosines(comm: MPI.Intracomm) -> None:
+    graph = load(comm, config({"rmat": {"scale": 6, "edge_factor": 2}}).graph)
+    known = torch.from_numpy(np.random.default_rng(1).standard_normal((64, 6))).float()
+    known[[5, 40]] = 0.0
+    own = known[graph.rows.start : graph.rows.stop]
+    ids, cosines = nearest(graph, [own[:, :4].contiguous(), own[:, 4:].contiguous()], 7)
+    unit = known.double() / known.double().norm(dim=1, keepdim=True).clamp(min=1e-30)
+    every = unit @ unit.T
+    every.fill_diagonal_(-2)
+    every[:, [5, 40]] = -2
+    want = every.topk(7)
+    for row, node in enumerate(graph.rows):
+        if node in (5, 40):
+            assert set(ids[row].tolist()) == {-1}
+            continue
+        assert ids[row].tolist() == want.indices[node].tolist()
+        np.testing.assert_allclose(cosines[row], want.values[node], atol=1e-5)
 
 
 def test_one_ranks_bad_line_is_every_ranks_error(comm: MPI.Intracomm) -> None:

@@ -14,7 +14,12 @@ from launch.rundir import RunDir
 from slurm.strict_yaml import dumps
 from tests.workflows.embedding.conftest import vectors
 
-CONFIG = {"graph": {"rmat": {"scale": 9}}, "embedding": {"dim": 24}, "execution": {"column_block": 16}}
+CONFIG = {
+    "graph": {"rmat": {"scale": 9}},
+    "embedding": {"dim": 24},
+    "execution": {"column_block": 16},
+    "output": {"npy": True, "word2vec": True, "neighbours": 3},
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +38,13 @@ def test_a_run_leaves_vectors_metrics_and_a_record(finished):
     with h5py.File(finished.path / "vectors.h5", "r") as file:
         assert file["ids"][:].tolist() == list(range(512))
         assert (file["vectors"].shape, file["vectors"].dtype) == ((512, 24), np.float32)
+        assert file["neighbours"].shape == file["cosines"].shape == (512, 3)
+        np.testing.assert_array_equal(np.load(finished.path / "vectors.npy"), file["vectors"][:])
+        lines = (finished.path / "vectors.txt").read_text().splitlines()
+        assert lines[0] == "512 24"
+        text = np.array([line.split() for line in lines[1:]], float)
+        np.testing.assert_array_equal(text[:, 0], np.arange(512))
+        np.testing.assert_allclose(text[:, 1:], file["vectors"][:], rtol=1e-6)
         assert json.loads(file.attrs["config"])["embedding"]["dim"] == 24
     assert oct((finished.path / "vectors.h5").stat().st_mode)[-3:] == "600"
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from workflows.embedding.methods import Blocks, State
     from workflows.embedding.problem import Problem
 
-RANGE_STEPS = 5
+RANGE_STEPS = 8
 """Power iterations of the range."""
 ORDER = 10
 """Chebyshev polynomials."""
@@ -54,17 +54,15 @@ class ProNE:
         return {"features": problem.gaussian(), **state}
 
     def advance(self, problem: Problem, state: State, step: int) -> None:
-        """Do a step. Cost: two or three products and up to four all-reduces of (dim, dim)."""
+        """Do a step. Cost: two products, and up to two all-reduces of (dim, dim)."""
         features = state["features"]
         if step <= 1 + RANGE_STEPS + 1:
             forth, back = _ratios(problem)
             if step > 1:
                 _multiply(back, features)
             if step <= 1 + RANGE_STEPS:
-                if step > 1:
-                    problem.orthonormalize(features)
                 _multiply(forth, features)
-                problem.orthonormalize(features)
+                problem.orthonormalize(features, passes=1 if step <= RANGE_STEPS else 2)
                 return
             _factors(problem, features)
             problem.kept.clear()
@@ -92,7 +90,7 @@ def _multiply(matrix: object, blocks: Blocks) -> None:
 
 def _check_symmetric(problem: Problem) -> None:
     """Refuse a directed graph: x^T S y = y^T S x for two random columns, but for rounding."""
-    x = problem.gaussian()[0][:, :1].contiguous()
+    x = problem.gaussian(1)[0]
     d = problem.column(problem.degrees)
     ones = x * 0 + 1
     product, of_ones = x.clone(), ones.clone()
