@@ -16,6 +16,7 @@ from mpi4py import MPI
 from analysis.store.schema import StreamSpec
 from launch.agree import everywhere
 from launch.metrics import Metrics
+from launch.signals import StopSignals
 from mpi_ops.counters import tally
 from slurm.strict_yaml import load as load_yaml
 from workflows.config import parse
@@ -89,9 +90,11 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
     work = graph.nnz * method.products(config.embedding)
     saved = checkpoint.steps(job.run.checkpoints)
     meta = _meta(job, config, saved[-1] if saved else 0)
-    with Metrics(
-        job.comm, job.run.attempt(job.attempt, "h5"), meta=meta, streams=STREAMS, summary=SUMMARY
-    ) as metrics:
+    attempt_file = job.run.attempt(job.attempt, "h5")
+    with (
+        StopSignals(job.comm) as stop,
+        Metrics(job.comm, attempt_file, meta=meta, streams=STREAMS, summary=SUMMARY) as metrics,
+    ):
         state = method.begin(problem)
         step = _restore(job, problem, state, metrics) if saved else 0
         while step < steps:
@@ -106,9 +109,14 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
             sent = job.comm.allreduce(halo.sent_bytes - sent_before)
             metrics.record(step, work * step // steps, power_s=slowest_s, halo_bytes=sent)
             every = config.execution.checkpoint_every
-            if every and step % every == 0 and step < steps:
+            asked = (
+                stop.boundary() or stop.boundary()
+            )  # twice: steps are few and long, the answer may not wait
+            if step < steps and (asked or (every and step % every == 0)):
                 _save(job, problem, state, step, metrics)
                 clock.lap()
+                if asked:
+                    raise bootstrap.RequeueRequest(f"{asked.name} after step {step}")
         vectors = method.result(problem, state)
         if config.embedding.standardize:
             standardize(job.comm, vectors, graph.n_nodes)

@@ -28,7 +28,9 @@ def embed(mpiexec, tmp_path_factory) -> Callable[..., tuple[Finished, RunDir]]:
         held = {"config": wanted.model_dump(mode="json"), "cache_dir": str(cache)}
         directory.config.write_text(dumps(held))
         name = "tests.workflows.embedding.killed_at" if killed else "workflows.embedding.program"
-        return mpiexec(ranks, "-m", name, str(directory.path), *map(str, killed), timeout_s=400), directory
+        return mpiexec(
+            ranks, "-m", name, str(directory.path), *(str(int(each)) for each in killed), timeout_s=400
+        ), directory
 
     return run
 

@@ -1,9 +1,11 @@
-"""The program itself, but that rank RANK kills itself when it is about to do step STEP: `RUN_DIR RANK STEP`."""
+"""The program itself, but that rank RANK sends itself a signal when it is about to do step STEP.
+
+`RUN_DIR RANK STEP SIGNAL`, the last a number.
+"""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from mpi4py import MPI
@@ -12,12 +14,12 @@ from workflows.embedding import program
 from workflows.embedding.methods.fastrp import FastRP
 
 if __name__ == "__main__":
-    rank, step = int(sys.argv.pop(2)), int(sys.argv.pop(2))
+    rank, step, number = (int(sys.argv.pop(2)) for _ in range(3))
     advance = FastRP.advance
 
     def advance_or_die(self, problem, state, at):
         if (MPI.COMM_WORLD.rank, at) == (rank, step):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         advance(self, problem, state, at)
 
     FastRP.advance = advance_or_die

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import h5py
 import numpy as np
@@ -70,7 +71,7 @@ def test_halo_bytes_are_those_of_the_rows_that_ranks_need(finished, mpiexec):
     [(1, 3, 3), *(pytest.param(r, s, 2, marks=pytest.mark.full) for r in (0, 1) for s in (1, 2, 4))],
 )
 def test_a_killed_run_goes_on_bit_by_bit_on_any_number_of_ranks(embed, finished, rank, step, ranks_after):
-    ended, run = embed(2, CONFIG, rank, step)
+    ended, run = embed(2, CONFIG, rank, step, signal.SIGKILL)
     assert ended.status != 0
     assert run.state() == "interrupted"
     assert not (run.path / "vectors.h5").exists()
@@ -81,6 +82,17 @@ def test_a_killed_run_goes_on_bit_by_bit_on_any_number_of_ranks(embed, finished,
     metrics = read_run(run.path)
     assert metrics.meta["restore_step"] == step - 1
     assert metrics.streams["power_s"]["step"].tolist() == [1, 2, 3, 4]
+
+
+def test_a_warning_to_one_rank_commits_the_step_and_asks_to_be_requeued(embed, finished):
+    config = {**CONFIG, "execution": {"column_block": 16, "checkpoint_every": 0}}
+    ended, run = embed(2, config, 1, 2, signal.SIGUSR1)
+    assert (ended.status, run.last_exit().code) == (75, 75)
+    assert run.last_exit().cause == "SIGUSR1 after step 2"
+    assert checkpoint.steps(run.checkpoints) == [2]
+    ended, run = embed(1, config, into=run)
+    assert ended.status == 0, ended.stderr
+    assert vectors(run).tobytes() == vectors(finished).tobytes()
 
 
 @pytest.mark.parametrize(
