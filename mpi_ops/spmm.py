@@ -23,7 +23,7 @@ from mpi_ops.partition import RowPartition
 
 POLLS = 16
 """Pieces of the interior product between which a travelling halo is moved on."""
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """Entries whose columns are renumbered at once."""
 Integers = NDArray[np.int32] | NDArray[np.int64]
 

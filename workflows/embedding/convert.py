@@ -62,9 +62,16 @@ def readable(graph: GraphConfig, cache_dir: Path) -> GraphConfig:
     if graph.kind not in CONVERTED or graph.path is None:
         return graph
     final = converted_path(graph.path, cache_dir)
+    if not final.exists():
+        raise GraphError(
+            f"graph.path: {graph.path} was not converted for the ranks; `isoflop run` does so first"
+        )
     with h5py.File(final, "r") as file:
         nodes = int(file.attrs["nodes"])
-    return graph.model_copy(update={"path": str(final), "format": "hdf5", "nodes": nodes})
+    direction = "out" if graph.direction == "both" else graph.direction
+    return graph.model_copy(
+        update={"path": str(final), "format": "hdf5", "nodes": nodes, "direction": direction}
+    )
 
 
 def read_matrix(path: str) -> tuple[Any, Any]:

@@ -27,7 +27,7 @@ from workflows.embedding.words import numbered
 
 BINS = 1 << 16
 """Stretches of ids among which ranks are balanced."""
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """Entries that are looked at at once, where a copy of all would double the memory."""
 SPARSEST = 64
 """Most ids an edge, beyond the first few: what is sparser is no numbering 0, 1, 2 ..."""

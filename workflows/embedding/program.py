@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import resource
 import sys
@@ -24,7 +25,7 @@ from workflows.embedding import graph as graphs
 from workflows.embedding import methods, output
 from workflows.embedding.config import EmbedConfig
 from workflows.embedding.convert import readable
-from workflows.embedding.labels import read_labels
+from workflows.embedding.labels import Labels, read_labels
 from workflows.embedding.problem import Blocks, Problem, standardize
 
 STREAMS = (
@@ -37,6 +38,8 @@ STREAMS = (
     StreamSpec("link_hits", "1", "Hits@K of the same; step: K"),
     StreamSpec("macro_f1", "1", "the same, each class counting alike"),
 )
+M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 1 << 20
+"""The number of a setting in malloc.h, and from which size on an array gets pages of its own."""
 SUMMARY = (
     "nodes",
     "edges",
@@ -71,6 +74,7 @@ class Clock:
 
 def main() -> None:
     """Run as one rank of the job that the command line names."""
+    _give_memory_back()
     with bootstrap.start() as job:
         held = load_yaml(job.run.config)
         config = parse(
@@ -79,11 +83,23 @@ def main() -> None:
         embed(job, config, Path(held.data["cache_dir"]))
 
 
+def _give_memory_back() -> None:
+    """Have large arrays go back to the machine when they are freed.
+
+    By default glibc takes the sizes that it has seen freed as what its heap should serve, and products of changing
+    width then tear holes into that: a rank was seen to hold a seventh more than its arrays.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+
+
 def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
     """Read, embed and write, going on from the last checkpoint if there is one."""
     method, clock = methods.get(config.embedding.method), Clock()
     graph = graphs.load(job.comm, readable(config.graph, cache_dir), config.eval.links)
     problem = Problem(graph, config)
+    wanted = config.eval.classification  # read first: a wrong file must not be found out after the embedding
+    labels = everywhere(job.comm, lambda: read_labels(wanted, cache_dir, graph.n_nodes)) if wanted else None
     clock.read_s = clock.lap()
     steps = method.steps(config.embedding)
     halo = tally("halo", "rows")
@@ -124,7 +140,7 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
         _write(job, config, graph, vectors)
         clock.write_s = clock.lap()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        _evaluate(job, config, cache_dir, graph, vectors, metrics)
+        _evaluate(config, labels, graph, vectors, metrics)
         metrics.finish(
             step,
             nodes=graph.n_nodes,
@@ -160,20 +176,13 @@ def _write(job: bootstrap.Job, config: EmbedConfig, graph: graphs.Graph, vectors
 
 
 def _evaluate(
-    job: bootstrap.Job,
-    config: EmbedConfig,
-    cache_dir: Path,
-    graph: graphs.Graph,
-    vectors: Blocks,
-    metrics: Metrics,
+    config: EmbedConfig, labels: Labels | None, graph: graphs.Graph, vectors: Blocks, metrics: Metrics
 ) -> None:
     """Hold the vectors against what `eval` names; the streams say what a row's step stands for."""
-    if config.eval.classification:
+    if config.eval.classification and labels:
         from workflows.embedding.evaluation import classify
 
-        wanted = config.eval.classification
-        labels = everywhere(job.comm, lambda: read_labels(wanted, cache_dir, graph.n_nodes))
-        for score in classify(graph, vectors, labels, wanted):
+        for score in classify(graph, vectors, labels, config.eval.classification):
             metrics.record(round(score.percent), score.trained, micro_f1=score.micro, macro_f1=score.macro)
     if config.eval.links:
         from workflows.embedding.links import score_links

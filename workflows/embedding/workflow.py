@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from workflows.embedding.config import EmbedConfig, check_ranks, mathematics
 from workflows.embedding.footprint import estimated_s, facts, footprint, size
+from workflows.embedding.labels import read_labels
+from workflows.errors import ConfigError
 from workflows.workflow import Workflow
 
 
@@ -15,10 +18,17 @@ def prepare(config: EmbedConfig, cache_dir: Path) -> str:
     from workflows.embedding.survey import survey
 
     found = survey(config.graph)
-    labels = config.eval.classification.labels if config.eval.classification else ""
+    wanted = config.eval.classification
+    labels = wanted.labels if wanted else ""
+    if wanted and not find_spec("sklearn"):
+        raise ConfigError("eval.classification needs scikit-learn: pip install scikit-learn")
     for path in {config.graph.path or "" if config.graph.kind in CONVERTED else "", labels}:
         if path.endswith(tuple(f".{kind}" for kind in CONVERTED)):
             convert(path, cache_dir)
+    if wanted:
+        read_labels(
+            wanted, cache_dir, found.nodes
+        )  # whatever is wrong with them is said before a rank starts
     return (
         f"{config.graph.path or 'R-MAT'}: {found.nodes:,} nodes, {found.edges:,} edges, {found.nnz:,} entries"
     )

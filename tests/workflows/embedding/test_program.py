@@ -57,10 +57,10 @@ def test_halo_bytes_are_those_of_the_rows_that_ranks_need(finished, mpiexec):
         "from workflows.embedding.config import GraphConfig; import numpy as np\n"
         "g = load(MPI.COMM_WORLD, GraphConfig.model_validate({'rmat': {'scale': 9}}))\n"
         "outside = {int(c) for c in g.columns} - set(g.rows)\n"
-        "print(g.comm.reduce(len(outside)) if g.comm.rank else g.comm.reduce(len(outside)))"
+        "total = g.comm.allreduce(len(outside))\n"
+        "print(total, end='') if g.comm.rank == 0 else None"
     )
-    told = mpiexec(2, "-c", script).stdout.split()
-    halo_rows = int(next(word for word in told if word != "None"))
+    halo_rows = int(mpiexec(2, "-c", script).stdout)
     rows = read_run(finished.path).streams["halo_bytes"]
     assert rows["value"].tolist() == [halo_rows * 24 * 4] * 4
     assert read_run(finished.path).summary["halo_bytes"] == 4 * halo_rows * 24 * 4
