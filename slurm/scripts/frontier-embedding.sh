@@ -1,7 +1,7 @@
 #!/bin/bash -l
-# embedding-rmat.base-972d1c45: 64 ranks, 8 nodes of frontier, by `isoflop render`.
+# embedding-rmat.base-69a058fc: 64 ranks, 8 nodes of frontier, by `isoflop render`.
 
-#SBATCH --job-name=embedding-rmat.base-972d1c45
+#SBATCH --job-name=embedding-rmat.base-69a058fc
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -16,7 +16,7 @@
 #SBATCH --ntasks-per-node=8
 #SBATCH --cpus-per-task=7
 
-run=runs/embedding-rmat/base-972d1c45
+run=runs/embedding-rmat/base-69a058fc
 python=.venv/bin/python
 umask 077
 say() { printf '%s %s\n' "$(date +%FT%T)" "$*"; }
@@ -52,7 +52,7 @@ case $python in */*) export PATH=${python%/*}:$PATH ;; esac
 # The run's directory, its exact configuration, and the number of this attempt.
 mkdir -p -- "$run/checkpoints" || exit 2
 cat >"$run/.run.yaml.$SLURM_JOB_ID" <<'END_OF_RUN_YAML' || exit 2
-id: base-972d1c45
+id: base-69a058fc
 study: embedding-rmat
 workflow: embedding
 site: frontier
@@ -93,6 +93,8 @@ config:
       s: 3.0
     row_l2: true
     self_influence: 0.0
+    features: null
+    feature_ratio: 0.0
     standardize: false
     seed: 0
   eval:

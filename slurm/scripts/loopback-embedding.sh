@@ -1,7 +1,7 @@
 #!/bin/bash -l
-# embedding-rmat.base-d854be20: 2 ranks, 1 node of loopback, by `isoflop render`.
+# embedding-rmat.base-ce741639: 2 ranks, 1 node of loopback, by `isoflop render`.
 
-#SBATCH --job-name=embedding-rmat.base-d854be20
+#SBATCH --job-name=embedding-rmat.base-ce741639
 #SBATCH --signal=B:USR1@30
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -14,7 +14,7 @@
 #SBATCH --ntasks-per-node=2
 #SBATCH --cpus-per-task=1
 
-run=runs/embedding-rmat/base-d854be20
+run=runs/embedding-rmat/base-ce741639
 python=.venv/bin/python
 umask 077
 say() { printf '%s %s\n' "$(date +%FT%T)" "$*"; }
@@ -27,7 +27,7 @@ case $python in */*) export PATH=${python%/*}:$PATH ;; esac
 # The run's directory, its exact configuration, and the number of this attempt.
 mkdir -p -- "$run/checkpoints" || exit 2
 cat >"$run/.run.yaml.$SLURM_JOB_ID" <<'END_OF_RUN_YAML' || exit 2
-id: base-d854be20
+id: base-ce741639
 study: embedding-rmat
 workflow: embedding
 site: loopback
@@ -68,6 +68,8 @@ config:
       s: 3.0
     row_l2: true
     self_influence: 0.0
+    features: null
+    feature_ratio: 0.0
     standardize: false
     seed: 0
   eval:

@@ -131,6 +131,10 @@ class EmbeddingConfig(Section):
     """FastRP: whether the rows of each power are scaled to length 1 before they are summed."""
     self_influence: Finite = 0.0
     """FastRP: weight of R itself."""
+    features: str | None = None
+    """FastRP: a `.npy` of numbers (nodes, features), from which the last columns start in place of R."""
+    feature_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """FastRP: share of the columns that start from features; times dim it is a whole number."""
     standardize: bool = False
     """Whether each column of the result gets mean 0 and deviation 1; zero rows stay zero."""
     seed: Seed = 0
@@ -140,6 +144,12 @@ class EmbeddingConfig(Section):
     def _known(self) -> EmbeddingConfig:
         if self.method not in METHODS:
             raise ValueError(f"embedding.method={self.method}: there is {', '.join(METHODS)}")
+        if bool(self.features) != bool(self.feature_ratio) or (self.features and self.method != "fastrp"):
+            raise ValueError("embedding.features and a feature_ratio above 0 go together, with method fastrp")
+        if not float(self.feature_ratio * self.dim).is_integer():
+            raise ValueError(
+                f"embedding.feature_ratio={self.feature_ratio} of dim={self.dim} columns is no whole number of them"
+            )
         return self
 
 

@@ -132,7 +132,9 @@ class Problem:
         `columns` is dim unless it says otherwise.
         """
         embedding = self.config.embedding
-        normal = embedding.model_copy(update={"projection": ProjectionConfig(kind="gaussian")})
+        normal = embedding.model_copy(
+            update={"projection": ProjectionConfig(kind="gaussian"), "feature_ratio": 0.0}
+        )
         ones = np.ones(len(self.graph.rows))
         return [
             projection(normal, self.graph.n_nodes, self.graph.rows, block, ones)

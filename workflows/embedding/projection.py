@@ -11,7 +11,10 @@ from torch import Tensor
 
 from workflows.embedding import counter
 from workflows.embedding.config import EmbeddingConfig
+from workflows.embedding.errors import GraphError
 
+FEATURE_ROWS = 1 << 10
+"""Nodes whose features are multiplied at once."""
 BATCH_WORDS = 1 << 16
 """Hashes made at once: a batch stays in a core's cache."""
 
@@ -27,8 +30,61 @@ def projection(
 ) -> Tensor:
     """Return some rows and columns of L R, (nodes, columns) in fp32; `scale` (nodes,) is the diagonal of L.
 
-    E[R R^T] = I over `dim` columns (FastRP, section 3.2).
+    E[R R^T] = I over `dim` columns (FastRP, section 3.2). The last columns may start from features instead.
+
+    Raises:
+        GraphError: as `_featured`.
     """
+    made = torch.empty(len(nodes), len(columns))
+    if random := range(columns.start, min(columns.stop, config.dim - feature_columns(config))):
+        made[:, : len(random)] = _random(config, n_nodes, nodes, random, scale)
+    if len(random) < len(columns):
+        of_features = range(columns.start + len(random), columns.stop)
+        made[:, len(random) :] = _featured(config, n_nodes, nodes, of_features, scale)
+    return made
+
+
+def feature_columns(config: EmbeddingConfig) -> int:
+    """Return how many of the last columns start from features."""
+    return round(config.feature_ratio * config.dim)
+
+
+def _featured(
+    config: EmbeddingConfig, n_nodes: int, nodes: range, columns: range, scale: NDArray[np.float64]
+) -> Tensor:
+    """Return L X W of the nodes' features X and a random W, a sign matrix hashed like R.
+
+    Whole batches of nodes are multiplied, counted from node 0, so that no rank's border shows in the last bit.
+
+    Raises:
+        GraphError: the file is not there, or holds no number for each node and feature.
+    """
+    try:
+        held = np.load(config.features or "", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise GraphError(f"embedding.features: {config.features}: {error}") from None
+    if held.ndim != 2 or len(held) != n_nodes or held.dtype.kind not in "fiu":
+        shown = f"{held.dtype} {list(held.shape)}"
+        raise GraphError(
+            f"{config.features}: is {shown}; features are numbers of ({n_nodes} nodes, features)"
+        )
+    key = counter.keys(config.seed + 1, np.arange(held.shape[1]))
+    W = _sign(key, columns, 3.0) * np.float32(math.sqrt(3.0 / config.dim))
+    made = np.empty((len(nodes), len(columns)), np.float32)
+    for first in range(nodes.start // FEATURE_ROWS * FEATURE_ROWS, nodes.stop, FEATURE_ROWS):
+        product = held[first : first + FEATURE_ROWS].astype(np.float32) @ W
+        begin, end = max(first, nodes.start), min(first + FEATURE_ROWS, nodes.stop)
+        made[begin - nodes.start : end - nodes.start] = product[begin - first : end - first]
+    if not np.isfinite(made).all():
+        raise GraphError(f"{config.features}: holds numbers that are not finite, or too large for fp32")
+    made *= scale[:, None].astype(np.float32)
+    return torch.from_numpy(made)
+
+
+def _random(
+    config: EmbeddingConfig, n_nodes: int, nodes: range, columns: range, scale: NDArray[np.float64]
+) -> Tensor:
+    """Return some rows and columns of L R alone."""
     gaussian = config.projection.kind == "gaussian"
     made = torch.empty(len(nodes), len(columns))
     out = made.numpy()

@@ -189,6 +189,33 @@ def test_fastrp_is_its_closed_form(comm: MPI.Intracomm) -> None:
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+def test_the_last_columns_start_from_features(comm: MPI.Intracomm) -> None:
+    X = np.random.default_rng(6).standard_normal((512, 5)).astype(np.float32)
+    with shared_file(comm, "", "features.npy") as path:
+        if comm.rank == 0:
+            np.save(path, X)
+        comm.Barrier()
+        graph = {"rmat": {"scale": 9, "edge_factor": 4}}
+        embedding = {"dim": 16, "features": path, "feature_ratio": 0.25, "weights": [1.0], "row_l2": False}
+        wanted = config(graph, embedding=embedding, execution={"column_block": 7})
+        made = vectors(comm, wanted)
+        assert made.numpy().tobytes() == vectors(MPI.COMM_SELF, wanted).numpy().tobytes()
+        plain = vectors(comm, config(graph, embedding={"dim": 16, "weights": [1.0], "row_l2": False}))
+        assert torch.equal(made[:, :12], plain[:, :12])
+        eye = projection(wanted.embedding, 512, range(512), range(12, 16), np.ones(512)).numpy()
+        W, left, _, _ = np.linalg.lstsq(X, eye, rcond=None)
+        assert left.max() < 1e-8, "the columns are not X times one matrix"
+        assert set(np.round(np.abs(W) / math.sqrt(3 / 16), 4).ravel()) <= {0.0, 1.0}
+        S = dense(load(comm, wanted.graph))
+        d = S.sum(1)
+        want = np.divide(1.0, d, out=np.zeros_like(d), where=d > 0)[:, None] * (
+            S @ (np.where(d > 0, d, 1.0)[:, None] ** -0.5 * eye)
+        )
+        np.testing.assert_allclose(made[:, 12:].numpy(), want, atol=1e-5)
+        with pytest.raises(GraphError, match=r"is float32 \[512, 5\]; features are numbers of \(256 nodes"):
+            vectors(comm, config({"rmat": {"scale": 8}}, embedding=embedding))
+
+
 def test_isolated_nodes_stay_zero_when_columns_are_standardised(comm: MPI.Intracomm) -> None:
     with shared_file(comm, "0 1\n1 2\n2 0\n5 6\n6 1\n") as path:
         made = vectors(comm, config({"path": path, "nodes": 9}, embedding={"dim": 8, "standardize": True}))

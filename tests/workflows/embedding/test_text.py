@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workflows.config import parse
-from workflows.embedding.config import GraphConfig
+from workflows.embedding.config import EmbeddingConfig, GraphConfig
 from workflows.embedding.errors import GraphError
 from workflows.embedding.survey import survey
 from workflows.embedding.text import read_text
@@ -97,6 +97,24 @@ def test_a_line_that_is_no_edge_is_named(tmp_path, text, keys, sentence):
 def test_a_graph_that_cannot_be_is_refused(keys, sentence):
     with pytest.raises(ConfigError) as caught:
         parse(GraphConfig, keys, lambda at: "graph")
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (
+            {"dim": 10, "features": "f.npy", "feature_ratio": 0.25},
+            "0.25 of dim=10 columns is no whole number of them",
+        ),
+        ({"features": "f.npy"}, "embedding.features and a feature_ratio above 0 go together"),
+        ({"method": "pron"}, "embedding.method=pron: there is fastrp, prone, randne"),
+        ({"projection": {"s": 0.5}}, "embedding.projection.s=0.5: a number of at least 1, or sqrt_n"),
+    ],
+)
+def test_a_method_that_cannot_be_is_refused(keys, sentence):
+    with pytest.raises(ConfigError) as caught:
+        parse(EmbeddingConfig, keys, lambda at: "embedding")
     assert sentence in str(caught.value)
 
 
