@@ -82,6 +82,15 @@ class Work(c10d.Work):
     def __str__(self) -> str:
         return f"{self.op} on {self._group}"
 
+    def place(self) -> str:
+        """Return in words which of the group's operations this is: a collective's number, or the other rank."""
+        peer = self.posted.peer
+        if self.sequence:
+            return f"{self}, its collective {self.sequence}"
+        if peer is None or peer == MPI.ANY_SOURCE:
+            return f"{self}, with any rank" if peer is not None else str(self)
+        return f"{self}, with world rank {self._group.ranks[peer]}"
+
     def wait(self, timeout: timedelta = NO_TIMEOUT) -> bool:
         """Return True when the operation is done; a positive `timeout` goes before the group's.
 
@@ -107,8 +116,12 @@ class Work(c10d.Work):
             os.sched_yield()
             if self.is_completed():
                 return
-        while not self.poll(began_s, timeout_s):
-            time.sleep(NAP_S)
+        _waited_for.append(self)
+        try:
+            while not self.poll(began_s, timeout_s):
+                time.sleep(NAP_S)
+        finally:
+            _waited_for.remove(self)
 
     def is_completed(self) -> bool:
         """Poll once; return whether the operation is over, well or not."""
@@ -218,6 +231,14 @@ class Work(c10d.Work):
             future.set_result(self.posted.results)
         else:
             future.set_exception(self._error)  # type: ignore[arg-type]  # torch's stub has the value's type
+
+
+def waiting() -> str:
+    """Return the operation that this process waits in for longer than some 250 us, in words; empty where in none."""
+    return next((work.place() for work in reversed(list(_waited_for))), "")
+
+
+_waited_for: list[Work] = []
 
 
 class _Watched:

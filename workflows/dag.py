@@ -132,8 +132,8 @@ def finish_run(
                 record = run_attempt(directory, command, stop)
             except LaunchError as error:
                 record = ExitRecord(error.exit_code, str(error), -1, -1, time.time(), time.time())
-            if record.code in (0, INTERRUPTED):
-                continue
+            if record.code in (0, INTERRUPTED) or (record.code == REQUEUE and stop.is_set()):
+                continue  # in the last case the next driver goes on from what the ranks have committed
             failed += not (record.code == REQUEUE and record.step > reached)
             reached = max(reached, record.step)
             final = failed > resources.retries or record.code in HOPELESS

@@ -9,9 +9,11 @@ import threading
 import time
 
 import pytest
+from mpi4py import MPI
 
 from launch.attempt import Command, run_attempt
 from launch.rundir import RunDir
+from launch.signals import StopSignals
 
 RANKS = 3
 
@@ -71,3 +73,17 @@ def test_a_driver_that_is_stopped_lets_its_ranks_commit(run):
     stop = threading.Event()
     record = attempt(run, lambda _: stop.set(), stop)
     assert (record.code, record.cause) == (75, f"SIGTERM after step {record.step}")
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_only_who_has_stopped_is_deaf_to_a_second_signal(stops):
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with StopSignals(MPI.COMM_SELF, [signal.SIGUSR1]) as stop:
+            assert stop.now() is None
+            if stops:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            assert (stop.now() is signal.SIGUSR1) == stops
+        assert (signal.getsignal(signal.SIGUSR1) is not signal.SIG_IGN) == stops
+    finally:
+        signal.signal(signal.SIGUSR1, before)

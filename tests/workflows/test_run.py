@@ -219,10 +219,13 @@ def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(small, undisturbed, i
     assert second.status == 3
     assert "already being worked on by" in second.stderr
     driver.send_signal(signal.SIGINT)
-    stdout, _ = driver.communicate(timeout=60)
+    stdout, stderr = driver.communicate(timeout=60)
     assert driver.returncode == 130
     assert "interrupted; the same command goes on" in stdout.decode()
-    assert run.state() == "interrupted"
+    assert run.state() == "requeue", "the ranks committed the step that they were in"
+    assert run.last_exit().cause.startswith("SIGTERM: all ranks stopped after step ")
+    assert checkpoint.steps(run.checkpoints)[-1] == run.last_exit().step
+    assert "starting it again" not in stderr.decode()
     assert not any(Path(f"/proc/{pid}").exists() for pid in rank_pids(run))
     assert isoflop("run", small, *LONG).status in (0, 2)
     assert_same_state(run, undisturbed)

@@ -220,6 +220,8 @@ class RunConfig(Section):
     """Whether a rank's own columns are multiplied while the halo travels."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 1
     """Powers between checkpoints; 0 for none."""
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3600.0
+    """How long a power may take before the job is ended and the late rank named."""
 
 
 class EmbedConfig(Section):
@@ -242,7 +244,7 @@ def mathematics(config: EmbedConfig) -> dict[str, Any]:
     graph_only = {"chunk_bytes", "edges"}
     return config.model_dump(
         mode="json",
-        exclude={"graph": graph_only, "execution": {"column_block", "checkpoint_every"}},
+        exclude={"graph": graph_only, "execution": {"column_block", "checkpoint_every", "timeout_s"}},
     )
 
 

@@ -18,6 +18,7 @@ from analysis.store.schema import StreamSpec
 from launch.agree import everywhere
 from launch.metrics import Metrics
 from launch.signals import StopSignals
+from launch.watchdog import Watchdog
 from mpi_ops.counters import tally
 from slurm.strict_yaml import load as load_yaml
 from workflows.config import parse
@@ -94,7 +95,11 @@ def _give_memory_back() -> None:
 
 
 def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
-    """Read, embed and write, going on from the last checkpoint if there is one."""
+    """Read, embed and write, going on from the last checkpoint if there is one.
+
+    Raises:
+        RequeueRequest: a signal came to some rank, and all have committed the same step.
+    """
     method, clock = methods.get(config.embedding.method), Clock()
     graph = graphs.load(job.comm, readable(config.graph, cache_dir), config.eval.links)
     problem = Problem(graph, config)
@@ -113,26 +118,22 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
     ):
         state = method.begin(problem)
         step = _restore(job, problem, state, metrics) if saved else 0
-        while step < steps:
-            sent_before = halo.sent_bytes
-            method.advance(problem, state, step + 1)
-            step += 1
-            job.step = step
-            lap_s = clock.lap()
-            clock.embed_s += lap_s
-            metrics.step(step, lap_s)
-            slowest_s = job.comm.allreduce(lap_s, MPI.MAX)
-            sent = job.comm.allreduce(halo.sent_bytes - sent_before)
-            metrics.record(step, work * step // steps, power_s=slowest_s, halo_bytes=sent)
-            every = config.execution.checkpoint_every
-            asked = (
-                stop.boundary() or stop.boundary()
-            )  # twice: steps are few and long, the answer may not wait
-            if step < steps and (asked or (every and step % every == 0)):
-                _save(job, problem, state, step, metrics)
-                clock.lap()
-                if asked:
-                    raise bootstrap.RequeueRequest(f"{asked.name} after step {step}")
+        with Watchdog(job, config.execution.timeout_s) as watchdog:
+            while step < steps:
+                sent_before = halo.sent_bytes
+                method.advance(problem, state, step + 1)
+                step += 1
+                job.step = step
+                lap_s = clock.lap()
+                clock.embed_s += lap_s
+                metrics.step(step, lap_s)
+                slowest_s = job.comm.allreduce(lap_s, MPI.MAX)
+                sent = job.comm.allreduce(halo.sent_bytes - sent_before)
+                metrics.record(step, work * step // steps, power_s=slowest_s, halo_bytes=sent)
+                if step < steps:
+                    _border(job, problem, state, step, metrics, stop)
+                    clock.lap()
+                watchdog.beat()
         vectors = method.result(problem, state)
         if config.embedding.standardize:
             standardize(job.comm, vectors, graph.n_nodes)
@@ -191,6 +192,17 @@ def _evaluate(
         metrics.record(0, found.positives, link_auc=found.auc)
         for k, share in found.hits.items():
             metrics.record(k, found.positives, link_hits=share)
+
+
+def _border(
+    job: bootstrap.Job, problem: Problem, state: methods.State, step: int, metrics: Metrics, stop: StopSignals
+) -> None:
+    """Commit what is due between two steps. Raises RequeueRequest, committed, once a signal came to any rank."""
+    asked, every = stop.now(), problem.config.execution.checkpoint_every
+    if asked or (every and step % every == 0):
+        _save(job, problem, state, step, metrics)
+    if asked:
+        raise bootstrap.RequeueRequest(f"{asked.name}: all ranks stopped after step {step}, committed")
 
 
 def _save(job: bootstrap.Job, problem: Problem, state: methods.State, step: int, metrics: Metrics) -> None:

@@ -17,9 +17,12 @@ import torch
 
 from analysis.store.schema import StreamSpec
 from launch.metrics import Metrics
+from launch.signals import StopSignals
+from launch.watchdog import Watchdog
 from mpi_ops import counters
 from mpi_ops.errors import BackendError
 from mpi_ops.process_group import destroy_process_group, device_of, init_process_group
+from mpi_ops.work import waiting
 from slurm.strict_yaml import load
 from workflows.config import parse
 from workflows.errors import ConfigError, RefusedError
@@ -40,6 +43,8 @@ STREAMS = (
     *RATES,
 )
 SUMMARY = ("N_total", "N_nonembedding", "D_tokens", "C_flops", "L_val", "wall_s", *account.SUMMARY)
+WATCHDOG_FIRST = 1.5
+"""How much longer than the watchdog an operation waits: both would end the job, the watchdog knows more."""
 Made = TypeVar("Made")
 
 
@@ -62,6 +67,8 @@ class Training:
     metrics: Metrics
     account: Account
     saver: checkpoint.Saver
+    stop: StopSignals
+    watchdog: Watchdog
     step: int = 0
     """Steps done."""
     wall_s: float = 0.0
@@ -86,7 +93,8 @@ def main() -> None:
             device = device_of(config.parallel.backend, job.local_rank)
         except BackendError as error:
             raise ConfigError(f"parallel.backend: {error}") from None
-        init_process_group(job.comm, config.parallel.backend, config.parallel.timeout_s, device)
+        timeout_s = WATCHDOG_FIRST * config.parallel.timeout_s
+        init_process_group(job.comm, config.parallel.backend, timeout_s, device)
         stated = held.data.get("gemm_peak_flops_per_s", 0.0)
         train(job, config, Path(held.data["cache_dir"]), stated, device)
         destroy_process_group(job.comm)
@@ -104,6 +112,7 @@ def train(
     `gemm_peak_flops_per_s` is the site's fastest matrix product on a core or GPU; 0 = rank 0 measures its own.
 
     Raises:
+        RequeueRequest: a signal came to some rank, and all have committed the same step.
         RefusedError: the checkpoint was made from another text.
         DivergedError: the loss, the gradient or the validation loss is no longer a number.
         MiscountError: the ranks have not consumed the tokens that the configuration says.
@@ -132,17 +141,12 @@ def train(
     with Metrics(job.comm, attempt_file, meta=meta, streams=streams, summary=SUMMARY) as metrics:
         counted = Account(config, model, metrics, peak, first_step)
         saver = checkpoint.Saver(job.comm.Dup(), job.run.checkpoints, beside=config.train.async_checkpoint)
-        run = Training(job, config, tokens, batches, model, adamw, metrics, counted, saver)
+        run = Training(job, config, tokens, batches, model, adamw, metrics, counted, saver, stop, watchdog)
         if saved:
             restore(run, saved)
         if batches.passes > 1:
             metrics.event("repeats", f"the text is read {batches.passes:.2f} times")
-        try:
-            while run.step < config.steps:
-                advance(run)
-        except bootstrap.RequeueRequest:
-            saver.wait()  # MPI must not end under a save, nor the next attempt begin before it
-            raise
+        to_the_end(run)
         saver.close()
         n_total, n_nonembedding = config.model.parameters()
         metrics.finish(
@@ -158,12 +162,25 @@ def train(
         )
 
 
+def to_the_end(run: Training) -> None:
+    """Do the steps that are left. Raises RequeueRequest once a signal came to any rank, the step committed."""
+    while run.step < run.config.steps:
+        advance(run)
+        run.watchdog.beat()
+        if run.step < run.config.steps and (asked := run.stop.boundary()):
+            commit(run)
+            raise bootstrap.RequeueRequest(
+                f"{asked.name}: all ranks stopped after step {run.step}, committed"
+            )
+
+
 def advance(run: Training) -> None:
     """Do one step, and whatever is due after it: a row of metrics, an evaluation, a checkpoint."""
     run.saver.check()
     began_s, waited_s = time.monotonic(), counters.seconds()
     settings = run.config.train
     train_loss, grad_norm, lr = step(run)
+    run.watchdog.beat()
     run.account.trained(time.monotonic() - began_s)
     run.step += 1
     run.job.step = run.step
@@ -182,6 +199,13 @@ def advance(run: Training) -> None:
         run.metrics.record(run.step, run.tokens, **row, **run.account.row(run.step))
     if last or run.step % settings.checkpoint_every == 0:
         save(run)
+
+
+def commit(run: Training) -> None:
+    """Return once the state of this very step is committed, whatever was under way."""
+    if run.step % run.config.train.checkpoint_every:
+        save(run)
+    run.saver.wait()  # MPI must not end under a save, nor the next attempt begin before it
 
 
 def step(run: Training) -> tuple[float, float, float]:

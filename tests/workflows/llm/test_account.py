@@ -137,9 +137,10 @@ def test_a_full_disk_behind_the_training_is_loud_and_leaves_the_state_before(end
     assert alone.load(ended.directory / "full_disk" / "checkpoints").skipped == []
 
 
-def test_ranks_that_are_asked_to_stop_wait_for_the_save_that_has_begun(ended):
-    assert ended.sentences["stopped"] == ["None the walltime is near, checkpoints of steps [5]"] * 2
-    assert checkpoint.steps(ended.directory / "stopped" / "checkpoints") == [5]
+def test_ranks_that_are_asked_to_stop_wait_for_the_save_that_has_begun_and_commit_their_step(ended):
+    stopped = "None SIGUSR1: all ranks stopped after step 6, committed, checkpoints of steps [5, 6]"
+    assert ended.sentences["stopped"] == [stopped] * 2
+    assert alone.load(ended.directory / "stopped" / "checkpoints").skipped == []
 
 
 def test_checkpoints_beside_the_training_hold_what_others_hold(ended):
