@@ -264,7 +264,7 @@ class ParallelConfig(Section):
     backend: Literal["mpi4py", "gloo", "nccl"] = "mpi4py"
     """Backend of torch.distributed: over MPI or sockets between CPUs, or NCCL (RCCL) between GPUs."""
     timeout_s: Positive = 600.0
-    """How long a rank waits for the others in one operation."""
+    """How long nothing may move, as where a rank hangs, before the job is ended and the late rank named."""
 
 
 class LlmConfig(Section):

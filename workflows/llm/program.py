@@ -138,7 +138,11 @@ def train(
     meta = _meta(job, config, tokens, first_step, peak)
     attempt_file = job.run.attempt(job.attempt, "h5")
     streams = [*STREAMS, *memory_streams(layout.pp), *expert_streams(config.model)]
-    with Metrics(job.comm, attempt_file, meta=meta, streams=streams, summary=SUMMARY) as metrics:
+    with (
+        StopSignals(job.comm) as stop,
+        Watchdog(job, config.parallel.timeout_s, waiting) as watchdog,
+        Metrics(job.comm, attempt_file, meta=meta, streams=streams, summary=SUMMARY) as metrics,
+    ):
         counted = Account(config, model, metrics, peak, first_step)
         saver = checkpoint.Saver(job.comm.Dup(), job.run.checkpoints, beside=config.train.async_checkpoint)
         run = Training(job, config, tokens, batches, model, adamw, metrics, counted, saver, stop, watchdog)

@@ -78,8 +78,10 @@ def start_program(tmp_path, config_of, mpiexec):
     def start(ranks: int, *killed: int, cache_dir: Path = tmp_path / "cache", **override: dict[str, Any]):
         held = {"config": config_of(**override), "cache_dir": str(cache_dir)}
         run.config.write_text(dumps(held))
-        module = "tests.workflows.llm.killed_at" if killed else "workflows.llm.program"
-        return mpiexec(ranks, "-m", module, str(run.path), *map(str, killed)), run
+        faults = [dict(zip(("rank", "step"), killed, strict=True), kind="kill")] if killed else []
+        (run.path / "faults.json").write_text(json.dumps(faults))
+        module = "tests.faults.faulty" if killed else "workflows.llm.program"
+        return mpiexec(ranks, "-m", module, str(run.path)), run
 
     return start
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,29 +92,6 @@ def test_the_program_as_it_is_started_leaves_all_that_a_run_has(start_program, t
 
 
 @pytest.mark.parametrize(
-    ("rank", "step"),
-    [
-        (1, 8),
-        *(
-            pytest.param(int(rank), int(step), marks=pytest.mark.full)
-            for rank, step in np.random.default_rng(4).integers((0, 1), (2, 13), (20, 2))
-        ),
-    ],
-)
-@pytest.mark.parametrize("beside", [False, pytest.param(True, marks=pytest.mark.full)])
-def test_a_rank_may_die_before_any_step(start_program, trained, rank, step, beside):
-    ended, run = start_program(2, rank, step, train={"async_checkpoint": beside})
-    assert ended.status != 0
-    assert run.state() == "interrupted"
-    due = [done for done in (5, 10) if done < step]
-    held = checkpoint.steps(run.checkpoints)
-    assert held == due or (beside and held == due[:-1]), "the last one may have been under way"
-    ended, run = start_program(2)
-    assert ended.status == 0, ended.stderr
-    assert_bits_equal(outcome(run.path), trained[2, "whole"])
-
-
-@pytest.mark.parametrize(
     ("train", "sentence", "step"),
     [
         (
@@ -174,11 +152,26 @@ def test_a_cache_that_cannot_be_written_is_named(start_program, tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def test_a_damaged_checkpoint_is_told_once_and_the_one_before_it_taken(start_program, trained):
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_bit(file: Path) -> None:
+    held = bytearray(file.read_bytes())
+    held[len(held) // 2] ^= 1
+    file.write_bytes(held)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, pytest.param(cut_off, marks=pytest.mark.full)])
+def test_a_damaged_checkpoint_is_told_once_and_the_one_before_it_taken(start_program, trained, damage):
     _, run = start_program(2, 0, 12)
-    (run.checkpoints / "step-00000010" / "data-00000.bin").write_bytes(b"")
+    damage(run.checkpoints / "step-00000010" / "data-00000.bin")
     ended, run = start_program(2)
     assert ended.status == 0, ended.stderr
+    assert re.search(
+        r"step-00000010/data-00000.bin: array '\S+' is damaged, its checksum does not fit; going on from step 5",
+        ended.stderr,
+    )
     assert ended.stderr.count("going on from step 5") == 1
     assert [event["kind"] for event in read_run(run.path).events if event["step"] == 5] == [
         b"damaged",
