@@ -121,12 +121,16 @@ def explain(status: int, tail: str, first_gone: int) -> tuple[str, int]:
 
 
 def _await_orphan(run: RunDir, stop: threading.Event) -> ExitRecord | None:
-    """Wait for ranks that an earlier driver left behind; None when they ended without a word."""
+    """Wait for ranks that an earlier driver left behind; None when they ended without a word that is new."""
+    told = (
+        run.last_exit()
+    )  # of an attempt whose processes are still on their way out, and which counted already
     while run.is_alive() and not stop.wait(0.5):
         pass
     if stop.is_set():
         return ExitRecord(INTERRUPTED, "the driver was interrupted", -1, -1, time.time(), time.time())
-    return run.last_exit()
+    record = run.last_exit()
+    return None if record == told else record
 
 
 def _wait(process: subprocess.Popen[bytes], stop: threading.Event, lines: Lifelines) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -209,6 +210,15 @@ def test_an_orphan_that_dies_without_a_word_is_replaced(run, orphan):
     record = attempt(run, "finish")
     assert (record.code, run.attempts()) == (0, [1, 2])
     assert run.exit_record(1) is None
+
+
+def test_what_is_left_of_an_attempt_that_has_told_its_end_does_not_end_the_next(run):
+    assert attempt(run, "mistake").code == 2
+    with run.attempt(1, "out").open() as held:  # as mpiexec's own processes do, for an instant
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Timer(1.0, fcntl.flock, (held, fcntl.LOCK_UN)).start()
+        record = attempt(run, "finish")
+    assert (record.code, run.attempts()) == (0, [1, 2])
 
 
 def test_a_missing_launcher_is_named():
