@@ -88,7 +88,7 @@ def test_a_warning_to_one_rank_commits_the_step_and_asks_to_be_requeued(embed, f
     config = {**CONFIG, "execution": {"column_block": 16, "checkpoint_every": 0}}
     ended, run = embed(2, config, 1, 2, signal.SIGUSR1)
     assert (ended.status, run.last_exit().code) == (75, 75)
-    assert run.last_exit().cause == "SIGUSR1 after step 2"
+    assert run.last_exit().cause == "SIGUSR1: all ranks stopped after step 2, committed"
     assert checkpoint.steps(run.checkpoints) == [2]
     ended, run = embed(1, config, into=run)
     assert ended.status == 0, ended.stderr
