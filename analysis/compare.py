@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis import laws
 from analysis.errors import AnalysisError, DataError
@@ -33,42 +32,57 @@ class Comparison:
     rms_error: float
     """Root mean square of ln predicted / observed over all points."""
     held_out_error: float
-    """The same over the held-out points, by a fit to the others."""
+    """The same over the points that the law was to foretell."""
+    held_out_inside: float
+    """Share of them inside the 95 % prediction interval; not a number without a bootstrap."""
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What each law is fitted to once more, and what it then has to foretell."""
+
+    seen: Observations
+    unseen: Observations
 
 
 def compare(
     observations: Observations,
     candidates: Sequence[str],
-    held_out: NDArray[np.bool_] | None = None,
+    trial: Trial | None = None,
     hold: Mapping[str, float] | None = None,
+    bootstrap: int = 0,
 ) -> list[Comparison]:
     """Return the laws, best AICc first. All are fitted by least squares of logarithms, so that one likelihood judges.
 
-    `hold` is given to every law that has the parameter. `held_out` marks the points that each law is to foretell.
+    `hold` is given to every law that has the parameter. `bootstrap` resamples make the intervals of what is foretold.
 
     Raises:
-        DataError: fewer than two laws are named, or nothing is left to fit.
+        DataError: fewer than two laws are named.
     """
     if len(set(candidates)) < 2:
         raise DataError(f"compare: {', '.join(candidates) or 'no law'}; name at least two laws")
-    if held_out is not None and not (held_out.any() and (~held_out).any()):
-        raise DataError(
-            f"{observations.source}: {int(held_out.sum())} of {len(observations)} points are held out"
-        )
-    found = [_one(observations, law, held_out, hold or {}) for law in dict.fromkeys(candidates)]
+    found = [_one(observations, law, trial, hold or {}, bootstrap) for law in dict.fromkeys(candidates)]
     best = min((one["aicc"] for one in found if np.isfinite(one["aicc"])), default=float("nan"))
     rows = [Comparison(delta_aicc=one["aicc"] - best, **one) for one in found]
     return sorted(rows, key=lambda row: (not np.isfinite(row.aicc), row.aicc))
 
 
-def largest(observations: Observations, share: float) -> NDArray[np.bool_]:
-    """Return which points are among the `share` of largest compute, or of the largest first input. Raises DataError."""
+def largest(observations: Observations, share: float) -> Trial:
+    """Return the points with those of largest compute, or of the largest first input, held out: `share` of all.
+
+    Raises:
+        DataError: that would be none, or all.
+    """
     if not 0 < share < 1:
         raise DataError(f"hold-out share {share:g}: between 0 and 1, such as 0.25")
     name = "C" if {"N", "D"} <= set(observations.x) else next(iter(observations.x))
     size = observations.columns((name,))[name]
-    return np.asarray(size > np.quantile(size, 1 - share))
+    held_out = size > np.quantile(size, 1 - share)
+    if not held_out.any():
+        raise DataError(f"{observations.source}: no point is larger than the others, none can be held out")
+    seen, unseen = (observations.take(np.flatnonzero(rows)) for rows in (~held_out, held_out))
+    return Trial(seen, unseen)
 
 
 def verdict(rows: Sequence[Comparison]) -> str:
@@ -93,36 +107,35 @@ def aicc(found: FitResult) -> float:
 
 
 def _one(
-    observations: Observations, law: str, held_out: NDArray[np.bool_] | None, hold: Mapping[str, float]
+    observations: Observations, law: str, trial: Trial | None, hold: Mapping[str, float], bootstrap: int
 ) -> dict[str, Any]:
     """Return the fields of a comparison but `delta_aicc`."""
     nan = float("nan")
     row: dict[str, Any] = {"law": law, "parameters": 0, "problem": ""}
-    row |= {"aicc": nan, "rms_error": nan, "held_out_error": nan}
+    row |= {"aicc": nan, "rms_error": nan, "held_out_error": nan, "held_out_inside": nan}
     try:
         whole = _fitted(observations, law, hold)
         row |= {"parameters": len(whole.params) - len(whole.held), "aicc": aicc(whole)}
         row["rms_error"] = float(np.sqrt(np.mean(np.square(whole.residuals))))
-        if held_out is not None:
-            row["held_out_error"] = _foretold(observations, law, held_out, hold)
+        if trial is not None:
+            row |= _foretold(_fitted(trial.seen, law, hold, bootstrap), trial.unseen)
     except AnalysisError as error:
         row["problem"] = str(error)
     return row
 
 
-def _fitted(observations: Observations, law: str, hold: Mapping[str, float]) -> FitResult:
-    known = laws.get(law).names(observations.columns(laws.get(law).inputs))
-    own = {name: value for name, value in hold.items() if name in (*known[0], *known[1])}
-    return fit(law, observations, hold=own, scale="log", delta=LEAST_SQUARES, bootstrap=0)
+def _fitted(observations: Observations, law: str, hold: Mapping[str, float], bootstrap: int = 0) -> FitResult:
+    own = laws.get(law).own(hold)
+    return fit(law, observations, hold=own, scale="log", delta=LEAST_SQUARES, bootstrap=bootstrap)
 
 
-def _foretold(
-    observations: Observations, law: str, held_out: NDArray[np.bool_], hold: Mapping[str, float]
-) -> float:
-    """Return the error of a fit to the other points on those held out."""
-    found = _fitted(observations.take(np.flatnonzero(~held_out)), law, hold)
-    gaps = []
-    for i in np.flatnonzero(held_out):
-        x = {name: float(column[i]) for name, column in observations.x.items()}
-        gaps.append(np.log(found.predict(**x) / observations.y[i]))
-    return float(np.sqrt(np.mean(np.square(gaps))))
+def _foretold(found: FitResult, unseen: Observations) -> dict[str, float]:
+    """Return the error on points that the fit has not seen, and how many lie inside its intervals."""
+    gaps, inside = [], []
+    for i, outcome in enumerate(unseen.y):
+        x = {name: float(column[i]) for name, column in unseen.x.items()}
+        gaps.append(np.log(found.predict(**x) / outcome))
+        if interval := found.interval(**x):
+            inside.append(interval[0] <= outcome <= interval[1])
+    share = float(np.mean(inside)) if inside else float("nan")
+    return {"held_out_error": float(np.sqrt(np.mean(np.square(gaps)))), "held_out_inside": share}

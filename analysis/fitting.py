@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ MOST_SPREAD = 1e6
 SAME_OBJECTIVE = 1e-6
 """Relative difference up to which two starts ended at the same minimum."""
 ENOUGH_RESAMPLES = 100
+BLOCK = 250
+"""Resamples that are fitted at once; always so many, that no bit of theirs depends on who else is at work."""
 LEAST_SPARE = 2
 """Points beyond the parameters from which on resamples say anything."""
 POINTS = Resampling()
@@ -41,6 +44,12 @@ class Resamples:
     not_converged: int
 
 
+Block = Callable[[range], Resamples]
+Spread = Callable[[Block, Sequence[range]], Iterable[Resamples]]
+"""Calls a function for each block of resamples and returns what came of them, in their order: the builtin `map`, or
+the same over many processes."""
+
+
 def fit(
     law: str,
     observations: Observations,
@@ -52,6 +61,7 @@ def fit(
     bootstrap: int = 1000,
     resampling: Resampling = POINTS,
     seed: int = 0,
+    spread: Spread = map,
 ) -> FitResult:
     """Return the law fitted by the sum of Huber_delta(residual); a residual is ln predicted - ln observed.
 
@@ -59,7 +69,7 @@ def fit(
     law asks for. Parameters in `hold` stay at their value. The law's best starting points, at most `starts`, are
     followed to their minimum and the lowest one is taken. Intervals are the 2.5 and 97.5 percentiles of `bootstrap`
     resamples of the points (or of what `resampling` draws), each fitted from that minimum; resample i is drawn from
-    (seed, i) alone.
+    (seed, i) alone. `spread` may fit them elsewhere.
 
     Raises:
         DataError: the points are too few or too alike for the law, or their losses are all the same.
@@ -82,7 +92,8 @@ def fit(
     reached = minima.objective <= objective * (1 + SAME_OBJECTIVE) + 1e-15
     spare = len(observations) - len(problem.parameters) + len(problem.held)
     count = bootstrap if spare >= LEAST_SPARE else 0
-    drawn = resample(problem, theta, delta, weights_of(observations, resampling, count, seed))
+    block = partial(_block, problem, theta, delta, observations, resampling, seed)
+    drawn = _joined(spread(block, blocks(count)), len(problem.parameters))
     residual, slopes = problem.residual(theta[None])
     names = list(problem.parameters)
     natural = dict(zip(names, problem.natural(theta[None])[0].tolist(), strict=True))
@@ -159,6 +170,34 @@ def resample(problem: Problem, theta: Floats, delta: float, weights: Floats) -> 
     natural = problem.natural(minima.theta)
     whole = minima.converged & np.isfinite(natural).all(axis=1)
     return Resamples(natural[whole], bootstrap - len(weights), int((~whole).sum()))
+
+
+def blocks(count: int) -> list[range]:
+    """Return the numbers of so many resamples, block by block."""
+    return [range(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
+
+
+def _block(
+    problem: Problem,
+    theta: Floats,
+    delta: float,
+    observations: Observations,
+    resampling: Resampling,
+    seed: int,
+    numbers: range,
+) -> Resamples:
+    """Return the fits of the resamples of these numbers; at the top of a module, so that another process can."""
+    return resample(problem, theta, delta, weights_of(observations, resampling, numbers, seed))
+
+
+def _joined(parts: Iterable[Resamples], parameters: int) -> Resamples:
+    """Return the resamples of all blocks as one."""
+    parts = list(parts)
+    return Resamples(
+        np.concatenate([np.empty((0, parameters)), *(part.sample for part in parts)]),
+        sum(part.undetermined for part in parts),
+        sum(part.not_converged for part in parts),
+    )
 
 
 def _check_outcomes(observations: Observations) -> None:

@@ -171,8 +171,16 @@ class Law:
             p[name] = np.select(where, [parameters[key] for key in known], np.nan)
         return p
 
+    def holds(self, name: str) -> bool:
+        """Return whether a parameter can be given instead of fitted: a shape, or the constant."""
+        return name.split("[")[0] in self.shapes or name == self.constant
+
+    def own(self, hold: Mapping[str, float]) -> dict[str, float]:
+        """Return those of the parameters to hold that this law can hold."""
+        return {name: value for name, value in hold.items() if self.holds(name)}
+
     def _check_hold(self, held: Mapping[str, float], names: Sequence[str]) -> None:
-        can = [n for n in names if n in self.shapes or n == self.constant]
+        can = [n for n in names if self.holds(n)]
         for name in self.measured:
             if name not in held:
                 raise DataError(f"{self.name}: {name} is measured, not fitted: hold it, as in {name}=0.2")

@@ -44,6 +44,19 @@ def loss_curves(runs: Sequence[RunSummary]) -> Figure | None:
     return figure
 
 
+def speeds(runs: Sequence[RunSummary]) -> Figure | None:
+    """Return tokens a second of every run that says so; None where fewer than two do, and nothing is to compare."""
+    shown = [run for run in runs if run.tokens_per_s]
+    if len(shown) < 2:
+        return None
+    figure, (axis,) = new_figure(1, height=1.2 + 0.3 * len(shown))
+    rows = np.arange(len(shown))[::-1]
+    axis.barh(rows, [run.tokens_per_s or 0.0 for run in shown], height=0.6, color="#4c6a92")
+    axis.set_yticks(rows, [run.run_id for run in shown], fontsize=9, parse_math=False)
+    axis.set(xlabel="tokens/s")
+    return figure
+
+
 def law(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
     """Return the measured losses over tokens with the law's curve for each size."""
     colour, done = _by_size(runs), _done(runs)

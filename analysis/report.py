@@ -13,17 +13,20 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from analysis import laws, plots, scaling_plots
+from analysis import plots, scaling_plots
+from analysis.compare import Comparison, verdict
 from analysis.errors import DataError
 from analysis.result import FitResult
 from analysis.summary import (
     COEFFICIENT_COLUMNS,
+    COMPARISON_COLUMNS,
     HOLD_OUT_COLUMNS,
     RUN_COLUMNS,
     SPREAD_COLUMNS,
     Row,
     RunSummary,
     coefficient_rows,
+    comparison_rows,
     hold_out_rows,
     remarks,
     run_rows,
@@ -31,7 +34,7 @@ from analysis.summary import (
 )
 
 PNG_DPI = 130
-PLOTS = frozenset({"loss_curves", "law", "hold_outs", "residuals", "frontier", "scores", "scaling"})
+PLOTS = frozenset({"loss_curves", "law", "hold_outs", "residuals", "frontier", "scores", "scaling", "speeds"})
 """Every plot that a report may have."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f24; --soft: #6b7280; --line: #e3e5e8; --paper: #fff; --bad: #b3261e; }
@@ -53,18 +56,24 @@ figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; }
 
 
 def write_report(
-    directory: Path, study: str, runs: Sequence[RunSummary], fit: FitResult | None, problem: str = ""
+    directory: Path,
+    study: str,
+    runs: Sequence[RunSummary],
+    fit: FitResult | None,
+    problem: str = "",
+    laws: Sequence[Comparison] = (),
 ) -> Path:
     """Write `report.html` and `plots/*.png` into `directory` and return the path of the report.
 
-    Without a fit the report says so with `problem`, and shows what the runs hold.
+    Without a fit the report shows what the runs hold, and says with `problem` why there is none, if there should be.
+    `laws` are shown side by side.
 
     Raises:
         DataError: the directory cannot be written.
     """
     figures = _figures(runs, fit)
     page = _page(
-        study, runs, fit, problem, [(name, caption, _svg(figure)) for name, caption, figure in figures]
+        study, runs, fit, problem, laws, [(name, caption, _svg(figure)) for name, caption, figure in figures]
     )
     try:
         (directory / "plots").mkdir(mode=0o700, exist_ok=True)
@@ -84,9 +93,10 @@ def _figures(runs: Sequence[RunSummary], fit: FitResult | None) -> list[tuple[st
     """Return (file name, caption, figure) of every plot that there is data for."""
     made: list[tuple[str, str, Figure | None]] = [
         ("loss_curves", "Loss of every run.", plots.loss_curves(runs)),
+        ("speeds", "Training speed of every run.", plots.speeds(runs)),
     ]
     made.append(("scores", "F1 by the share of labels that train.", scaling_plots.scores(runs)))
-    if fit and "p" in laws.get(fit.law).inputs:
+    if fit and "p" in fit.ranges:
         made.append(("scaling", "Wall time by ranks and the law.", scaling_plots.times(fit, runs)))
     elif fit:
         made += [
@@ -103,6 +113,7 @@ def _page(
     runs: Sequence[RunSummary],
     fit: FitResult | None,
     problem: str,
+    laws: Sequence[Comparison],
     figures: Sequence[tuple[str, str, str]],
 ) -> str:
     done = sum(run.state == "done" for run in runs)
@@ -119,8 +130,11 @@ def _page(
             parts.append("<p class='soft'>constant: the error of the mean fitted loss as a prediction</p>")
         parts += [f"<h2>Law: {escape(fit.law)}</h2>", _table(COEFFICIENT_COLUMNS, coefficient_rows(fit))]
         parts += [f"<p class='soft'>{escape(sentence)}</p>" for sentence in remarks(fit)]
-    else:
-        parts.append(f"<p class='bad'>No fit: {escape(problem or 'nothing was fitted')}</p>")
+    elif problem:
+        parts.append(f"<p class='bad'>No fit: {escape(problem)}</p>")
+    if laws:
+        parts += ["<h2>Laws side by side</h2>", _table(COMPARISON_COLUMNS, comparison_rows(laws))]
+        parts.append(f"<p class='soft'>{escape(verdict(laws))}; all by least squares of logarithms</p>")
     for name, caption, svg in figures:
         parts.append(f"<figure id='{name}'>{svg}<figcaption>{escape(caption)}</figcaption></figure>")
     parts += ["<h2>Runs</h2>", _table(RUN_COLUMNS, run_rows(runs))]

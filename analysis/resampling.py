@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,16 +37,18 @@ def parse_resampling(text: str) -> Resampling:
     return Resampling(by, int(size or 1))
 
 
-def weights_of(observations: Observations, resampling: Resampling, count: int, seed: int) -> Floats:
-    """Return how often each point is drawn in each of `count` resamples, (count, n); row i follows from (seed, i).
+def weights_of(
+    observations: Observations, resampling: Resampling, numbers: Iterable[int], seed: int
+) -> Floats:
+    """Return how often each point is drawn in the resamples of these numbers, (B, n); that of i follows from (seed, i).
 
     Raises:
         DataError: runs are to be drawn and the observations do not say which points belong to one.
     """
     clusters = _clusters(observations, resampling)
     size = int(clusters.max()) + 1
-    rows = [np.random.default_rng([seed, i]).multinomial(size, np.full(size, 1 / size)) for i in range(count)]
-    return np.array(rows, dtype=float).reshape(count, size)[:, clusters]
+    rows = [np.random.default_rng([seed, i]).multinomial(size, np.full(size, 1 / size)) for i in numbers]
+    return np.array(rows, dtype=float).reshape(len(rows), size)[:, clusters]
 
 
 def _clusters(observations: Observations, resampling: Resampling) -> NDArray[np.intp]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.result import FitResult
+
+if TYPE_CHECKING:
+    from analysis.compare import Comparison
 
 RUN_COLUMNS = ("run", "state", "N", "D", "FLOPs", "ranks", "loss", "wall s", "tokens/s", "of peak", "remark")
 COEFFICIENT_COLUMNS = ("parameter", "value", "std. error", "95 % interval", "remark")
@@ -72,6 +76,39 @@ def run_rows(runs: Sequence[RunSummary]) -> list[Row]:
         )
         for run in runs
     ]
+
+
+COMPARISON_COLUMNS = (
+    "law",
+    "parameters",
+    "AICc",
+    "over best",
+    "rms error, %",
+    "held-out, %",
+    "inside",
+    "remark",
+)
+
+
+def comparison_rows(laws: Sequence[Comparison]) -> list[Row]:
+    """Return a row of COMPARISON_COLUMNS for every law; `inside` is the share of held-out points in their intervals."""
+    return [
+        (
+            one.law,
+            str(one.parameters or ""),
+            _number(one.aicc, ".2f"),
+            _number(one.delta_aicc, ".2f"),
+            _number(100 * one.rms_error, ".3f"),
+            _number(100 * one.held_out_error, ".3f"),
+            _number(one.held_out_inside, ".0%"),
+            one.problem,
+        )
+        for one in laws
+    ]
+
+
+def _number(value: float, form: str) -> str:
+    return "" if value != value else f"{value:{form}}"
 
 
 SPREAD_COLUMNS = ("run", "ranks", "read s", "embed s", "write s", "all s", "memory a rank, MiB", "halo, MB")

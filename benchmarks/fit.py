@@ -55,7 +55,7 @@ def measure(points: Observations) -> dict[str, Any]:
     ends, naive_s = timed(lambda: [recipe(points, start, np.ones(len(points))) for start in sampled])
     objectives = np.array([end.fun for end in ends])
     best = ends[int(objectives.argmin())].x
-    weights = weights_of(points, Resampling(), BOOTSTRAP, seed=0)
+    weights = weights_of(points, Resampling(), range(BOOTSTRAP), seed=0)
     _, resamples_s = timed(lambda: [recipe(points, best, row) for row in weights[:SAMPLED_RESAMPLES]])
     whole = len(resampled.sample) == BOOTSTRAP
     near = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout"
 
 @verbs.command()
 def fit(
+    context: typer.Context,
     data: Data,
     law: LawName = "chinchilla",
     columns: Columns = "",
@@ -40,12 +43,16 @@ def fit(
     seed: Seed = 0,
     approach: Annotated[str, typer.Option(help="parametric, isoflop or envelope")] = "parametric",
     profile: Annotated[str, typer.Option(help="E,alpha: intervals from the profile of the objective")] = "",
+    ranks: Annotated[int, typer.Option(min=1, help="MPI ranks that share the resamples")] = 1,
     as_json: Json = False,
 ) -> None:
     """Fit a law to a table, or to the finished runs of a study; the exponents of all approaches side by side."""
     from workflows import fits, show_fits
 
+    if ranks > 1 and context.obj is None:
+        raise typer.Exit(fits.on_ranks(ranks, sys.argv[2:]))
     source = _source(data, law, columns, where, drop_highest_loss, hold, bootstrap, resample, seed)
+    source = replace(source, spread=context.obj or map)
     found = fits.fit_all(source, approach, [name for name in profile.split(",") if name])
     _print(found.to_json() if as_json else show_fits.fit_text(found))
 
@@ -59,14 +66,18 @@ def compare(
     drop_highest_loss: Drop = 0,
     hold: Hold = None,
     hold_out: Annotated[
-        float, typer.Option(help="share of largest runs that each law foretells; 0: none")
-    ] = 0.25,
+        float | None,
+        typer.Option(
+            help="share of largest runs that each law foretells; default: a study's hold-outs, a table's 0.25"
+        ),
+    ] = None,
+    bootstrap: Bootstrap = 0,
     as_json: Json = False,
 ) -> None:
     """Hold laws against each other: by AICc, and by how well smaller runs foretell larger ones."""
     from workflows import fits, show_fits
 
-    source = _source(data, laws.split(",")[0], columns, where, drop_highest_loss, hold)
+    source = _source(data, laws.split(",")[0], columns, where, drop_highest_loss, hold, bootstrap)
     rows = fits.compared(source, laws, hold_out)
     _print(show_fits.comparison_data(rows) if as_json else show_fits.comparison_text(rows))
 

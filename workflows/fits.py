@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,18 +14,20 @@ import numpy as np
 
 from analysis import laws
 from analysis.allocation import Allocation, curves_of, envelope, isoflop
-from analysis.compare import Comparison, compare, largest
+from analysis.compare import Comparison, Trial, compare, largest
 from analysis.errors import AnalysisError, DataError
-from analysis.fitting import fit, profile_of
+from analysis.fitting import Spread, fit, profile_of
 from analysis.hpc import Scaling, scaling
 from analysis.resampling import parse_resampling
 from analysis.result import FitResult
 from analysis.table import Observations, parse_columns, read_table
-from workflows.conclude import observations, summaries
-from workflows.study import read_study
+from launch.attempt import find_launcher
+from workflows.conclude import observations, summaries, trial
+from workflows.study import Study, read_study
 
 APPROACHES = ("parametric", "isoflop", "envelope")
 A_DECADE = (1e20, 1e21)
+A_QUARTER = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,8 @@ class Source:
     bootstrap: int = 1000
     resample: str = "point"
     seed: int = 0
+    spread: Spread = map
+    """Who fits the resamples."""
 
     @property
     def held(self) -> dict[str, float]:
@@ -48,8 +54,8 @@ class Source:
     def points(self) -> Observations:
         """Return the finished runs of a study's directory, or the rows of a table. Raises DataError."""
         if self.data.is_dir():
-            study = read_study(self.data / "study.yaml", [f"runs_dir={self.data.parent}"])
-            return observations(study, summaries(study)).drop_highest_loss(self.drop_highest_loss)
+            study = self.study()
+            return observations(study, summaries(study), self.law).drop_highest_loss(self.drop_highest_loss)
         chosen = laws.get(self.law)
         where = {name: text for name, _, text in (pair.partition("=") for pair in self.where)}
         points = read_table(self.data, parse_columns(self.columns), chosen.inputs, chosen.outcome, where)
@@ -59,17 +65,38 @@ class Source:
         """Return (N, tokens, loss) of every run: a study's validation curves, or a table's rows by run."""
         if not self.data.is_dir():
             return curves_of(self.points())
-        study = read_study(self.data / "study.yaml", [f"runs_dir={self.data.parent}"])
+        study = self.study()
         curves = [(run.N, run.curves["val_loss"]) for run in summaries(study) if "val_loss" in run.curves]
         return [
             (N, rows["tokens"][rows["tokens"] > 0], rows["value"][rows["tokens"] > 0]) for N, rows in curves
         ]
 
+    def study(self) -> Study:
+        """Return the study whose directory this is. Raises ConfigError."""
+        return read_study(self.data / "study.yaml", [f"runs_dir={self.data.parent}"])
+
+    def trial(self, points: Observations, share: float | None) -> Trial | None:
+        """Return what laws have to foretell: a study's own hold-outs, or the `share` of largest compute.
+
+        None where the share is 0, or a study has no hold-outs. Raises DataError.
+        """
+        if share is None and self.data.is_dir():
+            study = self.study()
+            return trial(study, summaries(study), self.law)
+        share = A_QUARTER if share is None else share
+        return largest(points, share) if share else None
+
     def fit(self, points: Observations) -> FitResult:
         """Return the law fitted to the points. Raises as `analysis.fit`."""
         resampling = parse_resampling(self.resample)
         return fit(
-            self.law, points, hold=self.held, bootstrap=self.bootstrap, resampling=resampling, seed=self.seed
+            self.law,
+            points,
+            hold=self.held,
+            bootstrap=self.bootstrap,
+            resampling=resampling,
+            seed=self.seed,
+            spread=self.spread,
         )
 
 
@@ -118,6 +145,16 @@ def fit_all(source: Source, approach: str, profiles: list[str]) -> Found:
     if asked and isinstance(reason := allocated[approach], str):
         raise DataError(reason)
     return Found(approach=approach, fitted=None if asked else fitted, profiles=ends, allocations=allocated)
+
+
+def on_ranks(ranks: int, argv: Sequence[str]) -> int:
+    """Fit with these arguments on MPI ranks of this machine and return the exit code.
+
+    Raises:
+        LaunchError: there is no launcher.
+    """
+    command = [find_launcher("mpiexec"), "-n", str(ranks), sys.executable, "-m", "mpi4py"]
+    return subprocess.run([*command, "-m", "workflows.bootstrap", *argv], check=False).returncode
 
 
 def numbers(option: str, text: str) -> dict[str, float]:
@@ -174,11 +211,11 @@ def parametric(fitted: FitResult) -> Allocation:
     )
 
 
-def compared(source: Source, candidates: str, hold_out: float) -> list[Comparison]:
-    """Return laws side by side on one table. Raises as `analysis.compare`."""
+def compared(source: Source, candidates: str, share: float | None) -> list[Comparison]:
+    """Return laws side by side on one table or study. Raises as `analysis.compare`."""
     points = source.points()
-    held_out = largest(points, hold_out) if hold_out else None
-    return compare(points, [name for name in candidates.split(",") if name], held_out, source.held)
+    names = [name for name in candidates.split(",") if name]
+    return compare(points, names, source.trial(points, share), source.held, source.bootstrap)
 
 
 def predicted(source: Source, at: str) -> dict[str, Any]:

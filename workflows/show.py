@@ -265,8 +265,12 @@ def fitted_text(fitted: Fitted, report: Path) -> str:
         held = hold_out_rows(fitted.fit, fitted.runs)
         if held:
             parts.append(table(HOLD_OUT_COLUMNS, held))
-    else:
+    elif fitted.problem:
         parts.append(f"no fit: {fitted.problem}")
+    if fitted.laws:
+        from workflows.show_fits import comparison_text
+
+        parts.append(comparison_text(fitted.laws))
     return "\n\n".join([*parts, f"report: {report}"])
 
 
@@ -277,6 +281,7 @@ def fitted_data(fitted: Fitted, report: Path) -> dict[str, Any]:
         "runs": [{k: v for k, v in asdict(run).items() if k != "curves"} for run in fitted.runs],
         "fit": fit.to_json() if fit else None,
         "problem": fitted.problem,
+        "laws": [asdict(row) for row in fitted.laws],
         "holdout": [
             {
                 "id": run.run_id,

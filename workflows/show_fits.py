@@ -48,21 +48,9 @@ def allocation_text(found: Mapping[str, Allocation | str]) -> str:
 def comparison_text(rows: Sequence[Comparison]) -> str:
     """Return the laws, best first, and the verdict."""
     from analysis.compare import verdict
+    from analysis.summary import COMPARISON_COLUMNS, comparison_rows
 
-    cells = [
-        (
-            row.law,
-            str(row.parameters or ""),
-            _number(row.aicc, ".2f"),
-            _number(row.delta_aicc, ".2f"),
-            _number(100 * row.rms_error, ".3f"),
-            _number(100 * row.held_out_error, ".3f"),
-            row.problem,
-        )
-        for row in rows
-    ]
-    columns = ("law", "parameters", "AICc", "over best", "rms error, %", "held-out, %", "remark")
-    return "\n".join([show.table(columns, cells), verdict(rows)])
+    return "\n".join([show.table(COMPARISON_COLUMNS, comparison_rows(rows)), verdict(rows)])
 
 
 def comparison_data(rows: Sequence[Comparison]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from analysis import laws
+from analysis.errors import DataError
+from analysis.resampling import parse_resampling
 from launch.rundir import RUN_ID, RunDir
 from slurm.site import Site, load_site
 from slurm.strict_yaml import Document, KeyPath, dumps, load
@@ -20,6 +22,7 @@ from workflows.config import Section, apply_overrides, leaves, parse, put
 from workflows.errors import ConfigError
 from workflows.workflow import RunSize, Workflow, get
 
+NO_LAW = "none"
 START_UP_S = 5.0
 """What `plan` allows a run for starting Python, MPI and torch."""
 
@@ -61,17 +64,28 @@ class Analysis(Section):
     """Which law is fitted to the finished runs, and how."""
 
     law: str = "chinchilla"
-    """A name from `isoflop list laws`."""
+    """A name from `isoflop list laws`; `none` where runs are only to be looked at."""
+    laws: list[str] = Field(default=[])
+    """Laws that it is held against."""
+    hold: dict[str, float] = Field(default={})
+    """Parameters that are given, not fitted, in every law that has them."""
     size: Literal["total", "nonembedding"] = "total"
     """Which parameters N counts."""
     bootstrap: int = Field(default=1000, ge=0)
     """Resamples behind the intervals."""
+    bootstrap_by: str = "point"
+    """What a resample draws: point, run or block:SIZE, in the order of the runs."""
     delta: float = Field(default=1e-3, gt=0)
     """Where the Huber loss turns from square to linear, in log loss."""
     seed: int = 0
     """Of the resampling."""
     exclude: list[str] = Field(default=[])
     """Run ids kept out of the fit, decided before the runs."""
+
+    @property
+    def candidates(self) -> list[str]:
+        """The law and those it is held against; none where none is asked for."""
+        return [] if self.law == NO_LAW else list(dict.fromkeys([self.law, *self.laws]))
 
 
 class StudyFile(Section):
@@ -182,7 +196,7 @@ def read_study(path: Path, overrides: list[str] | None = None, site: str | None 
     data = apply_overrides(document.data, [*(overrides or []), *([f"site={site}"] if site else [])])
     file = parse(StudyFile, data, lambda at: _place(document, at))
     workflow, machine = get(file.workflow), load_site(file.site)
-    _known_law(document, file)
+    _check_analysis(document, file.analysis)
     runs = tuple(_expand(document, file, workflow))
     for run in runs:
         _check_resources(document, run, machine, workflow)
@@ -292,11 +306,25 @@ def _distinct(path: Path, runs: tuple[Run, ...]) -> None:
         seen.add(run.id)
 
 
-def _known_law(document: Document, file: StudyFile) -> None:
-    """Refuse a law that is not there before any run starts."""
-    if file.analysis.law not in laws.names():
+def _check_analysis(document: Document, analysis: Analysis) -> None:
+    """Refuse what the fit would refuse, before any run starts."""
+    known = [*laws.names(), NO_LAW]
+    for key, names in (("law", [analysis.law]), ("laws", analysis.laws)):
+        for name in names:
+            if name not in known or (name == NO_LAW) > (key == "law"):
+                place = _place(document, ("analysis", key))
+                raise ConfigError(f"{place}: no law '{name}'; there is {', '.join(known)}")
+    if analysis.law == NO_LAW and (analysis.laws or analysis.hold):
         place = _place(document, ("analysis", "law"))
-        raise ConfigError(f"{place}: no law '{file.analysis.law}'; there is {', '.join(laws.names())}")
+        raise ConfigError(f"{place}: holds none, so that nothing is fitted; leave out `laws` and `hold`")
+    for name in analysis.hold:
+        if not any(laws.get(law).holds(name) for law in analysis.candidates):
+            place = _place(document, ("analysis", "hold", name))
+            raise ConfigError(f"{place}: no parameter of {', '.join(analysis.candidates)} that can be held")
+    try:
+        parse_resampling(analysis.bootstrap_by)
+    except DataError as error:
+        raise ConfigError(f"{_place(document, ('analysis', 'bootstrap_by'))}: {error}") from None
 
 
 def _place(document: Document, path: KeyPath) -> str:

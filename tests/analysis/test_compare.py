@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from analysis import fit
-from analysis.compare import aicc, compare, largest, verdict
+from analysis.compare import Trial, aicc, compare, largest, verdict
 from analysis.errors import DataError
 from tests.analysis.studies import measure, study
 
@@ -43,12 +45,18 @@ def test_the_logarithms_slope_is_recovered():
 
 def test_the_law_that_made_the_runs_foretells_the_larger_ones():
     points = study(1, 7, 7, noise=0.001)
-    held_out = largest(points, 0.3)
-    C = points.columns("C")["C"]
-    assert C[held_out].min() >= C[~held_out].max()
-    rows = compare(points, ["kaplan", "chinchilla", "power"], held_out)
+    trial = largest(points, 0.3)
+    assert len(trial.seen) + len(trial.unseen) == len(points)
+    assert trial.unseen.columns("C")["C"].min() >= trial.seen.columns("C")["C"].max()
+    rows = compare(points, ["kaplan", "chinchilla", "power"], trial, bootstrap=200)
     assert rows[0].law == "chinchilla"
     assert rows[0].held_out_error < 0.005 < min(row.held_out_error for row in rows[1:])
+    assert rows[0].held_out_inside > 0.8
+    off = Trial(trial.seen, replace(trial.unseen, y=1.1 * trial.unseen.y))
+    assert compare(points, ["chinchilla", "kaplan"], off, bootstrap=200)[0].held_out_inside == 0
+    assert np.isnan(compare(points, ["kaplan", "power"], trial)[0].held_out_inside), (
+        "no bootstrap, no interval"
+    )
 
 
 def test_a_law_that_cannot_be_fitted_is_listed_with_its_reason():
@@ -76,3 +84,8 @@ def test_a_comparison_that_makes_no_sense_is_refused(candidates, share, sentence
     points = one_input(0.1, 0)
     with pytest.raises(DataError, match=sentence):
         compare(points, candidates, largest(points, share))
+
+
+def test_points_of_one_size_leave_nothing_to_foretell():
+    with pytest.raises(DataError, match="no point is larger than the others"):
+        largest(measure("power", {"x": np.ones(20)}, X), 0.25)

@@ -115,7 +115,8 @@ def test_a_report_needs_nothing_but_itself(whole):
     assert {path.stem for path in (tmp_path / "plots").iterdir()} == PLOTS - {
         "scores",
         "scaling",
-    }  # those of embeddings
+        "speeds",
+    }  # those of embeddings, and of runs that tell their speed
     for path in (tmp_path / "plots").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG"), path
     for path in (tmp_path / "report.html", *(tmp_path / "plots").iterdir()):
@@ -154,9 +155,11 @@ def test_no_finished_run_is_a_report_without_a_fit(tmp_path, state):
 
 
 def test_without_a_fit_the_curves_are_shown_all_the_same(tmp_path):
-    page = written(tmp_path, "widths", runs(), None)
-    assert "No fit: nothing was fitted" in page.text
-    assert page.tags.count("svg") == 1
+    given = [replace(one, tokens_per_s=1e4) for one in runs()]
+    page = written(tmp_path, "widths", given, None)
+    assert "No fit" not in page.text, "none was asked for"
+    assert page.tags.count("svg") == 2
+    assert (tmp_path / "plots" / "speeds.png").exists()
 
 
 def test_without_resamples_no_interval_is_made_up(tmp_path):
@@ -200,8 +203,8 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path, name):
 
 def test_a_report_is_replaced_whole(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
-    page = written(tmp_path, "widths", runs(), None)
-    assert "No fit" in page.text
+    page = written(tmp_path, "widths", runs(), None, "too few")
+    assert "No fit: too few" in page.text
     assert {path.stem for path in (tmp_path / "plots").iterdir()} == {"loss_curves"}, (
         "no plot of an older fit"
     )

@@ -119,11 +119,11 @@ def test_a_profile_is_open_where_the_data_bound_nothing():
 def test_what_is_drawn_together_stays_together():
     points = study(0)
     by_run = Observations(points.x, points.y, points.labels, "here", runs=tuple("abcd" * 5))
-    drawn = weights_of(by_run, Resampling("run"), 50, 0)
+    drawn = weights_of(by_run, Resampling("run"), range(50), 0)
     assert all(len(set(row[i::4])) == 1 for row in drawn for i in range(4))
-    blocks = weights_of(points, parse_resampling("block:5"), 50, 0)
+    blocks = weights_of(points, parse_resampling("block:5"), range(50), 0)
     assert all(len(set(row[i : i + 5])) == 1 for row in blocks for i in range(0, 20, 5))
-    single = weights_of(points, Resampling(), 50, 0)
+    single = weights_of(points, Resampling(), range(50), 0)
     assert (single.sum(axis=1) == 20).all()
     assert any(len(set(row[:5])) > 1 for row in single)
 

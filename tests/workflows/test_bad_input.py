@@ -77,8 +77,8 @@ def test_too_few_runs_for_the_law_end_in_a_report_without_a_fit(small, isoflop):
     assert done.status == 2
     assert "no fit:" in done.stdout
     assert (
-        "1 points with 1 distinct N and 1 distinct D; the law of five parameters needs at least 6"
-        in done.stdout
+        "1 points with 1 distinct N and 1 distinct D; the law 'chinchilla' of 5 free parameters "
+        "needs at least 6" in done.stdout
     )
     directory = small.parent / "runs" / "small"
     assert "No fit" in (directory / "report.html").read_text()

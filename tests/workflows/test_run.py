@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -77,7 +78,9 @@ def law_study(tmp_path_factory, text, isoflop):
     directory = tmp_path_factory.mktemp("law")
     path = directory / "small.yaml"
     body = SMALL.format(runs_dir=directory / "runs", text=text).replace(", steps: 10", "")
-    path.write_text(body[: body.index("sweep:")] + LAW + "analysis: {bootstrap: 100}\n")
+    path.write_text(
+        body[: body.index("sweep:")] + LAW + "analysis: {bootstrap: 100, laws: [power, kaplan]}\n"
+    )
     return path, isoflop("run", path, "--json", timeout_s=240)
 
 
@@ -90,6 +93,8 @@ def test_a_study_ends_in_a_fit_and_a_report(law_study):
     assert result["fit"]["n_points"] == 9
     [held_out] = result["holdout"]
     assert held_out["error"] == pytest.approx(held_out["predicted"] / held_out["measured"] - 1)
+    assert {row["law"] for row in result["laws"]} == {"chinchilla", "power", "kaplan"}
+    assert all(row["held_out_error"] < 0.5 for row in result["laws"])
     directory = path.parent / "runs" / "small"
     assert json.loads((directory / "fit.json").read_text())["params"] == result["fit"]["params"]
     assert "<svg" in (directory / "report.html").read_text()
@@ -132,6 +137,19 @@ def test_a_finished_study_is_not_run_again(law_study, isoflop):
     assert again.status == 0
     assert sorted((path.parent / "runs").rglob("attempt-*")) == before
     assert json.loads(again.stdout)["fit"]["params"] == json.loads(first.stdout)["fit"]["params"]
+
+
+@pytest.mark.timeout(300)
+def test_runs_may_be_compared_without_a_law(law_study, tmp_path, isoflop):
+    path, _ = law_study
+    shutil.copytree(path.parent / "runs", tmp_path / "runs")
+    none = ("--set", f"runs_dir={tmp_path}/runs", "--set", "analysis={law: none}")
+    done = isoflop("run", path, *none)
+    assert done.status == 0, done.stderr
+    assert "no fit" not in done.stdout
+    page = (tmp_path / "runs" / "small" / "report.html").read_text()
+    assert "No fit" not in page
+    assert "id='speeds'" in page
 
 
 @pytest.mark.timeout(300)

@@ -124,6 +124,11 @@ def test_a_mistake_is_named_with_its_place(tmp_path, change, sentence):
     [
         ("site=frontierr", "no site 'frontierr'"),
         ("analysis.law=chinchila", "no law 'chinchila'; there is "),
+        ("analysis.law=none,", "no law 'none,'; there is "),
+        ("analysis.laws=[none]", "study.yaml: analysis.laws: no law 'none'; there is "),
+        ("analysis={law: none, laws: [power]}", "holds none, so that nothing is fitted"),
+        ("analysis.hold={A: 1}", "analysis.hold.A: no parameter of chinchilla that can be held"),
+        ("analysis.bootstrap_by=block", "resampling 'block': there is point, run and block:SIZE"),
         ("analysis.exclude=[nothing]", "no run 'nothing'; see the ids with `isoflop plan`"),
         (
             "base.train.global_batch=3",
