@@ -19,7 +19,7 @@ from workflows.embedding import methods
 from workflows.embedding.config import EmbedConfig, LinksConfig
 from workflows.embedding.errors import GraphError
 from workflows.embedding.graph import Graph, load
-from workflows.embedding.links import score_links
+from workflows.embedding.links import _negatives, score_links
 from workflows.embedding.neighbours import nearest
 from workflows.embedding.problem import Problem, standardize
 from workflows.embedding.projection import projection
@@ -105,6 +105,15 @@ def test_rows_are_the_edges_whatever_way_they_are_understood(comm: MPI.Intracomm
                     assert graph.edges_read == len(EDGES)
                     for a, b in zip(graph.indptr[:-1], graph.indptr[1:], strict=True):
                         assert (np.diff(graph.columns[a:b]) > 0).all(), "columns do not ascend"
+
+
+def test_a_sum_of_weights_does_not_depend_on_their_order(comm: MPI.Intracomm) -> None:
+    """In fp64, 1 + 2^-24 is half way between two fp32 numbers, and four times 2^-54 tips it if they are added first."""
+    small = 2.0**-54
+    for order in ([small, 1.0, 2.0**-24, small, small, small], [small, small, small, small, 2.0**-24, 1.0]):
+        with shared_file(comm, "".join(f"0 1 {w!r}\n" for w in order)) as path:
+            graph = load(comm, config({"path": path, "weighted": True, "nodes": 4}).graph)
+            assert dense(graph)[0, 1] == np.float32(1 + 2**-23)
 
 
 def test_words_are_numbered_alike_by_any_number_of_ranks(comm: MPI.Intracomm) -> None:
@@ -342,6 +351,10 @@ def test_held_out_edges_are_gone_and_scored_alike_on_any_number_of_ranks(comm: M
         own = vectors[of.rows.start : of.rows.stop]
         return score_links(of, [own[:, :5].contiguous(), own[:, 5:].contiguous()], links)
 
+    drawn = np.concatenate(comm.allgather(_negatives(graph, links)))
+    assert 2000 < len(drawn) < 3000
+    assert not whole_graph[tuple(drawn.T)].any(), "an edge is called none"
+    assert (drawn[:, 0] != drawn[:, 1]).all()
     by_chance = scores(graph, known)
     assert by_chance == scores(alone, known)
     assert by_chance.auc == pytest.approx(0.5, abs=0.08)
