@@ -104,6 +104,7 @@ config:
     wire: fp32
     overlap: false
     checkpoint_every: 1
+    timeout_s: 3600.0
 END_OF_RUN_YAML
 mv -- "$run/.run.yaml.$SLURM_JOB_ID" "$run/run.yaml" || exit 2
 attempt=1

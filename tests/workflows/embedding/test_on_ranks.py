@@ -23,7 +23,7 @@ def faults(mpiexec):
 
 
 @pytest.mark.parametrize("case", names(MODULE))
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [3, *(pytest.param(n, marks=pytest.mark.full) for n in (1, 2, 4))])
 def test_on_ranks(faults, ranks, case):
     found = faults(ranks).get(case)
     assert found is not None, f"not reached, for {list(faults(ranks))[-1]} failed before"
