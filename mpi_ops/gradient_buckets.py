@@ -117,3 +117,4 @@ class GradientBuckets:
 
     def _start(self, bucket: _Bucket) -> None:
         bucket.work = dist.all_reduce(bucket.flat, group=self._group, async_op=True)
+        bucket.work.get_future()  # whoever promises one moves MPI on while backward is elsewhere

@@ -124,15 +124,15 @@ class Work(c10d.Work):
             _waited_for.remove(self)
 
     def is_completed(self) -> bool:
-        """Poll once; return whether the operation is over, well or not."""
-        if self._over:
-            return True
-        with self._lock:
-            if self._over:
-                return True
-            if not self._advance():
-                return False
+        """Poll once, unless another thread is at it; return whether the operation is over, well or not."""
+        if self._over or not self._lock.acquire(blocking=False):
+            return self._over
+        try:
+            if self._over or not self._advance():
+                return self._over
             future = self._future
+        finally:
+            self._lock.release()
         self._settle(future)
         return True
 
