@@ -118,7 +118,7 @@ config:
     schedule: 1f1b
     stages_per_rank: 1
     recompute: full
-    backend: mpi4py
+    backend: nccl
     timeout_s: 600.0
 END_OF_RUN_YAML
 mv -- "$run/.run.yaml.$SLURM_JOB_ID" "$run/run.yaml" || exit 2
