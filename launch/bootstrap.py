@@ -14,13 +14,18 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from mpi4py import MPI
 
 from launch import lifeline, provenance
+from launch.agree import on_root
+from launch.binding import Binding, bind
 from launch.errors import LaunchError
 from launch.rundir import ExitRecord, RunDir, locked, write_exit
+from slurm.site import Scheduler, load_site, names
+from slurm.strict_yaml import load
 
 WORLD_SIZE_VARIABLES = ("ISOFLOP_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 REQUEUE = 75
@@ -44,6 +49,8 @@ class Job:
     attempt: int
     comm: MPI.Intracomm
     local_rank: int
+    binding: Binding | None = None
+    """What this rank is to use of a site with GPUs, once it was seen to have it."""
     started_s: float = field(default_factory=time.time)
     step: int = -1
 
@@ -56,6 +63,11 @@ class Job:
     def world_size(self) -> int:
         """Number of ranks."""
         return self.comm.size
+
+    @property
+    def device(self) -> int:
+        """This rank's GPU among those it sees: the one that its binding found nearest, else one by its local rank."""
+        return self.local_rank if self.binding is None else self.binding.device
 
     def exit_record(self, code: int, cause: str) -> ExitRecord:
         """Return the record of this attempt ending now, on this rank's word."""
@@ -71,7 +83,9 @@ def start(argv: Sequence[str] | None = None) -> Iterator[Job]:
     sentence goes to stderr and the job ends with that code. Any other is left to `python -m mpi4py`,
     which prints the traceback and ends every rank.
 
-    Cost: one broadcast, one gather of host names and two barriers in all.
+    Where the run's site is one of those that ship and has GPUs, every rank is held against its bindings first.
+
+    Cost: two broadcasts, one gather of host names and three barriers in all, and that of `bind` on a site with GPUs.
     """
     parser = argparse.ArgumentParser(description="one rank of a run; started by mpiexec or srun")
     parser.add_argument("run_dir", type=Path)
@@ -83,6 +97,8 @@ def start(argv: Sequence[str] | None = None) -> Iterator[Job]:
     with ExitStack() as held:
         try:
             job = _join(comm, RunDir(options.run_dir.resolve()), options.attempt, held)
+            if (scheduler := on_root(comm, partial(_scheduler, job.run))) and scheduler.node_gpus:
+                job.binding = bind(comm, scheduler)
             yield job
             comm.Barrier()  # success is every rank's success
             if job.rank == 0:
@@ -131,6 +147,12 @@ def _join(comm: MPI.Intracomm, run: RunDir, attempt: int, held: ExitStack) -> Jo
         provenance.record(run, attempt, provenance.collect(ranks, _library()))
     comm.Barrier()  # from here on the parent can tell which rank a lost process was
     return Job(run, attempt, comm, local_rank)
+
+
+def _scheduler(run: RunDir) -> Scheduler | None:
+    """Return the scheduler of the site that the run's configuration names, None where it names none that ships."""
+    name = load(run.config).data.get("site") if run.config.exists() else None
+    return load_site(name).scheduler if name in names() else None
 
 
 def _library() -> str:

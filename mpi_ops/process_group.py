@@ -16,7 +16,7 @@ from mpi_ops.errors import BackendError
 Backend = Literal["mpi4py", "gloo", "nccl"]
 
 
-def device_of(backend: Backend, local_rank: int) -> torch.device:
+def device_of(backend: Backend, place: int) -> torch.device:
     """Return where the tensors of a rank live that this backend moves: the CPU, or for nccl (RCCL) its GPU.
 
     A rank that sees one GPU, as srun binds them on Frontier, takes that; one that sees all of its node takes the one
@@ -31,7 +31,7 @@ def device_of(backend: Backend, local_rank: int) -> torch.device:
         raise BackendError(
             "backend nccl moves tensors between GPUs, and torch sees none here; take mpi4py or gloo"
         )
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
+    return torch.device("cuda", place % torch.cuda.device_count())
 
 
 def init_process_group(

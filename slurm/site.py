@@ -66,7 +66,9 @@ class Scheduler:
     cpus_per_core: int = 1
     """What Slurm counts as CPUs of a core: 2 where it counts hardware threads."""
     gpu_of_l3: tuple[int, ...] = ()
-    """Which GPU is nearest to the cores of the first, second, ... L3 cache."""
+    """Which GPU is nearest to the cores of the first, second, ... L3 cache; ranks are held against it."""
+    cores_of_l3: int = 0
+    """Cores of each of these, with those that the system keeps."""
     account_needed: bool = False
     sbatch: tuple[str, ...] = ()
     """Options of every job."""
@@ -98,6 +100,11 @@ class Scheduler:
         if self.gpu_of_l3 and sorted(self.gpu_of_l3) != list(range(self.node_gpus)):
             raise ValueError(
                 f"gpu_of_l3 holds {self.gpu_of_l3}, it takes each of 0 to {self.node_gpus - 1} once"
+            )
+        if self.gpu_of_l3 and self.cores_of_l3 * len(self.gpu_of_l3) < self.node_cores:
+            raise ValueError(
+                f"cores_of_l3 holds {self.cores_of_l3}: times {len(self.gpu_of_l3)} in gpu_of_l3 it is at least "
+                f"node_cores={self.node_cores}"
             )
         if len(self.poll_s) != 2 or not 0 < self.poll_s[0] <= self.poll_s[1]:
             raise ValueError(f"poll_s holds {self.poll_s}, it takes two numbers, the smaller first")

@@ -176,6 +176,41 @@ def test_a_submitted_run_is_not_submitted_twice(cluster, small, isoflop, monkeyp
     assert "is done; there is nothing to submit" in again.stderr
 
 
+BINDS = """
+from mpi4py import MPI
+from launch.binding import BindingError, bind
+from slurm.site import Bin, Queue, Scheduler
+scheduler = Scheduler((Queue("batch", (), (Bin(4, 2),)),), node_cores=8, node_gpus=8)
+try:
+    made = bind(MPI.COMM_WORLD, scheduler)
+    word = f"gpu {made.gpu} as device {made.device}"
+except BindingError as error:
+    word = str(error)
+print("\\n".join(MPI.COMM_WORLD.gather(word) or []), end="")
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--gpus-per-task=1"], ["gpu 0 as device 0", "gpu 1 as device 0"]),
+        (["--gpus-per-node=2", "--gpu-bind=none"], ["gpu 0 as device 0", "gpu 1 as device 1"]),
+        (
+            ["--gpus-per-node=2", "--gpu-bind=map_gpu:1,1"],
+            ["rank 0 with cores "] * 2,
+        ),
+        ([], ["rank 0: expected one of 8 GPUs, got none in ROCR_VISIBLE_DEVICES"] * 2),
+    ],
+    ids=["one_each", "all_visible", "one_for_two", "none"],
+)
+def test_ranks_know_the_gpus_that_a_real_slurm_gave_them(cluster, monkeypatch, options, said):
+    """The GPUs are null devices: which of them a rank gets is Slurm's word all the same."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    srun = ["srun", "--mpi=pmi2", "-N1", "-n2", *options, sys.executable, "-m", "mpi4py", "-c", BINDS]
+    words = cluster.call(*srun).splitlines()
+    assert [word[: len(start)] for word, start in zip(words, said, strict=True)] == said
+
+
 def test_every_source_tells_of_a_job(steps, cluster):
     job_id, _ = steps("refuse")
     cluster.ended(job_id)

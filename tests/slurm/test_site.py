@@ -84,6 +84,11 @@ scheduler:
             "account_needed holds 1, it takes true or false",
         ),
         ("node_cores: 8", "node_cores: 8\n  node_gpus: 2\n  gpu_of_l3: [0, 0]", "each of 0 to 1 once"),
+        (
+            "node_cores: 8",
+            "node_cores: 8\n  node_gpus: 2\n  gpu_of_l3: [0, 1]\n  cores_of_l3: 3",
+            "cores_of_l3 holds 3",
+        ),
         ("node_cores: 8", "node_cores: 8\n  poll_s: [3, 1]", "poll_s holds"),
         ("node_cores: 8", "node_cores: 8\n  stage_root: nvme", "an absolute path"),
         ("nodes: 4, hours: 2", "nodes: 4", r":9: key 'scheduler.queues.0.bins.0.hours' is missing"),

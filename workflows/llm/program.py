@@ -90,7 +90,7 @@ def main() -> None:
         held = load(job.run.config)
         config = parse(LlmConfig, held.data["config"], lambda at: f"{held.source}: {'.'.join(map(str, at))}")
         try:
-            device = device_of(config.parallel.backend, job.local_rank)
+            device = device_of(config.parallel.backend, job.device)
         except BackendError as error:
             raise ConfigError(f"parallel.backend: {error}") from None
         timeout_s = WATCHDOG_FIRST * config.parallel.timeout_s
