@@ -44,9 +44,10 @@ Step = Callable[[Any, Any], float]
 def ours(degrees: dict[str, int], comm: Any) -> tuple[Step, slice]:
     """Return this suite's step, and which rows of a batch this rank gives it."""
     from mpi_ops.process_group import init_process_group
-    from workflows.llm.config import LlmConfig, layout_of
+    from workflows.llm.config import LlmConfig
     from workflows.llm.optimizer import AdamW, clip
     from workflows.llm.parallelize import ParallelModel
+    from workflows.llm.ranks import layout_of
 
     split = {axis: degree for axis, degree in degrees.items() if axis != "dp"}
     config = LlmConfig.model_validate(
@@ -82,8 +83,9 @@ def torchs(degrees: dict[str, int], comm: Any) -> tuple[Step, slice]:
     from torch.nn.parallel import DistributedDataParallel
 
     from mpi_ops.process_group import init_process_group
-    from workflows.llm.config import ModelConfig, stage_layers
+    from workflows.llm.config import ModelConfig
     from workflows.llm.model import Transformer, loss
+    from workflows.llm.ranks import stage_layers
 
     init_process_group(comm, "gloo")
     dp, pp, tp = (degrees.get(axis, 1) for axis in ("dp", "pp", "tp"))
@@ -192,7 +194,8 @@ def measure(which: str, layout: str, steps: int) -> dict[str, float]:
 
 def bound(layout: str) -> float:
     """Return the share of one process's step that the layout cannot go below."""
-    from workflows.llm.config import ModelConfig, stage_layers
+    from workflows.llm.config import ModelConfig
+    from workflows.llm.ranks import stage_layers
 
     degrees, config = LAYOUTS[layout], ModelConfig.model_validate(MODEL)
     ideal = 1 / degrees.get("dp", 1) / degrees.get("tp", 1)

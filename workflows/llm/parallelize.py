@@ -22,9 +22,10 @@ from mpi_ops.pipeline import Pipeline, WeightGradients
 from mpi_ops.ring_attention import ring_attention, zigzag
 from mpi_ops.schedule import Action, placement, schedule
 from mpi_ops.vocabulary import cross_entropy
-from workflows.llm.config import LlmConfig, stage_layers
+from workflows.llm.config import LlmConfig
 from workflows.llm.expert_parallel import ExpertParallel
 from workflows.llm.model import Transformer, loss
+from workflows.llm.ranks import stage_layers
 from workflows.llm.tensor_parallel import infer_rules, split
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}

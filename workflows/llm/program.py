@@ -29,10 +29,11 @@ from workflows.errors import ConfigError, RefusedError
 from workflows.llm import account, optimizer
 from workflows.llm.account import RATES, Account, Peak, gemm_peak, memory_streams
 from workflows.llm.batches import Batches
-from workflows.llm.config import HARDWARE_CONVENTION, LlmConfig, check_ranks, layout_of, size
+from workflows.llm.config import HARDWARE_CONVENTION, LlmConfig, size
 from workflows.llm.data import TokenFile, prepare_tokens
 from workflows.llm.expert_parallel import expert_streams
 from workflows.llm.parallelize import ParallelModel
+from workflows.llm.ranks import check_ranks, layout_of
 
 CPU = torch.device("cpu")
 STREAMS = (

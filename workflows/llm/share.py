@@ -8,7 +8,8 @@ from functools import cached_property, lru_cache
 
 from mpi_ops.layout import ParallelLayout
 from mpi_ops.schedule import Action, placement, schedule
-from workflows.llm.config import LlmConfig, ModelConfig, layout_of, stage_layers
+from workflows.llm.config import LlmConfig, ModelConfig
+from workflows.llm.ranks import layout_of, stage_layers
 
 Shapes = dict[str, tuple[int, ...]]
 """Parameter name -> shape, in the order of the model."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workflows.llm.config import LlmConfig, check_ranks, mathematics, size
+from workflows.llm.config import LlmConfig, mathematics, size
 from workflows.llm.footprint import footprint
+from workflows.llm.ranks import check_ranks
 from workflows.workflow import Workflow
 
 

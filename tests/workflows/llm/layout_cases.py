@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from mpi_ops.process_group import destroy_process_group, init_process_group
-from workflows.llm.config import LlmConfig, check_ranks, layout_of
+from workflows.llm.config import LlmConfig
 from workflows.llm.model import Transformer, loss
 from workflows.llm.optimizer import AdamW, clip
 from workflows.llm.parallelize import ParallelModel
+from workflows.llm.ranks import check_ranks, layout_of
 
 STEPS, LR = 3, 1e-2
 MODEL = {

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workflows.config import parse
 from workflows.errors import ConfigError
-from workflows.llm.config import LlmConfig, ModelConfig, check_ranks, mathematics, size, stage_layers
+from workflows.llm.config import LlmConfig, ModelConfig, mathematics, size
 from workflows.llm.model import Transformer, loss
+from workflows.llm.ranks import check_ranks, stage_layers
 
 MODELS = [
     ModelConfig(width=width, layers=layers, kv_heads=kv_heads, tied_head=tied, seq_len=8, **more)

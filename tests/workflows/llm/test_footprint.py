@@ -10,9 +10,10 @@ import torch
 
 from mpi_ops.schedule_check import simulate
 from tests.conftest import ROOT
-from workflows.llm.config import LlmConfig, ModelConfig, stage_layers
+from workflows.llm.config import LlmConfig, ModelConfig
 from workflows.llm.footprint import MEGATRON_FP16, NUMERICS, activation_bytes, footprint, static_bytes
 from workflows.llm.model import Transformer, loss
+from workflows.llm.ranks import stage_layers
 from workflows.llm.share import Share, stage_shapes
 from workflows.llm.tensor_parallel import infer_rules
 from workflows.study import read_study
