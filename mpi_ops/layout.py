@@ -19,11 +19,12 @@ class ParallelLayout:
     """Degrees of each axis, by default slowest to fastest, so that tp neighbours are neighbouring ranks of one node.
 
     An `axis` is a direction of the rank grid, a `dim` one of a tensor. A rank's number is its place in the grid
-    of the axes in their `order`, row by row. Expert parallelism adds no ranks: it divides dp.
+    of the axes in their `order`, row by row. Expert parallelism adds no ranks: it divides dp,
+    and so do the replicas of hybrid sharding.
 
     Raises:
-        LayoutError: a degree is not a whole number of at least 1, ep does not divide dp, or the order does not
-            name each axis once.
+        LayoutError: a degree is not a whole number of at least 1, ep or replicas do not divide dp, or the order
+            does not name each axis once.
     """
 
     dp: int = 1
@@ -36,15 +37,21 @@ class ParallelLayout:
     """Tensor: each rank a slice of every matrix."""
     ep: int = 1
     """Expert: so many neighbours along dp each hold a share of the experts."""
+    replicas: int = 1
+    """Groups of neighbours along dp that each share out one whole of the weights, gradients or moments (ZeRO)."""
     order: tuple[Axis, ...] = AXES
     """Axes from the slowest to the fastest."""
 
     def __post_init__(self) -> None:
-        for axis, degree in (*zip(AXES, self.shape, strict=True), ("ep", self.ep)):
+        more = (("ep", self.ep), ("replicas", self.replicas))
+        for axis, degree in (*zip(AXES, self.shape, strict=True), *more):
             if type(degree) is not int or degree < 1:
                 raise LayoutError(f"parallel.{axis}={degree!r}: a degree is a whole number of at least 1")
-        if self.dp % self.ep:
-            raise LayoutError(f"parallel.ep={self.ep} does not divide the {self.dp} data-parallel ranks")
+        for axis, degree in more:
+            if self.dp % degree:
+                raise LayoutError(
+                    f"parallel.{axis}={degree} does not divide the {self.dp} data-parallel ranks"
+                )
         if sorted(self.order) != sorted(AXES):
             held = ", ".join(map(str, self.order))
             raise LayoutError(f"parallel.order=[{held}]: each of {', '.join(AXES)} once, the slowest first")
@@ -56,8 +63,9 @@ class ParallelLayout:
 
     @property
     def degrees(self) -> dict[str, int]:
-        """Degree by axis, ep among them where there is any, as plans and metrics show it."""
-        return {**dict(zip(AXES, self.shape, strict=True)), **({"ep": self.ep} if self.ep > 1 else {})}
+        """Degree by axis, ep and replicas among them where there are any, as plans and metrics show it."""
+        more = {"ep": self.ep, "replicas": self.replicas}
+        return {**dict(zip(AXES, self.shape, strict=True)), **{name: n for name, n in more.items() if n > 1}}
 
     @property
     def world_size(self) -> int:

@@ -31,6 +31,10 @@ class Mesh:
     """Ranks with the other experts: neighbours along dp."""
     experts: dist.ProcessGroup | None
     """Ranks of `data` with the same experts; the gradients of experts are reduced here."""
+    shards: dist.ProcessGroup | None
+    """Ranks of `data` that share out one whole of what ZeRO shards: all of them, or those of one replica."""
+    replicas: dist.ProcessGroup | None
+    """Ranks of `data` with the same shards in other replicas."""
     ends: dist.ProcessGroup | None
     """First and last stage of this rank's pipeline, when it is one of them: tied weights are kept equal here."""
 
@@ -42,6 +46,11 @@ class Mesh:
     def expert_place(self) -> int:
         """Which of the ep shares of the experts this rank holds."""
         return self.place("dp") % self.layout.ep
+
+    @property
+    def replica(self) -> int:
+        """Which of the replicas this rank is in."""
+        return self.place("dp") // (self.layout.dp // self.layout.replicas)
 
 
 def make_mesh(layout: ParallelLayout) -> Mesh:
@@ -65,6 +74,12 @@ def make_mesh(layout: ParallelLayout) -> Mesh:
         near = [other for other in _line(layout, rank, ("dp",)) if places[other][0] == share]
         same = [other for other in data if places[other][1] == place]
         groups |= {"ep": _group(near, "ep"), "experts": _group(same, "experts")}
+    groups |= {"shards": groups["data"], "replicas": None}
+    if layout.replicas > 1:
+        places = {other: divmod(layout.coords(other)["dp"], layout.dp // layout.replicas) for other in data}
+        inside = [other for other in data if places[other][0] == places[rank][0]]
+        across = [other for other in _line(layout, rank, ("dp",)) if places[other][1] == places[rank][1]]
+        groups |= {"shards": _group(inside, "data"), "replicas": _group(across, "replicas")}
     ends = None
     if layout.pp > 1:
         at_end = here["pp"] in (0, layout.pp - 1)
@@ -81,6 +96,8 @@ def make_mesh(layout: ParallelLayout) -> Mesh:
         data=groups["data"],
         ep=groups["ep"],
         experts=groups["experts"],
+        shards=groups["shards"],
+        replicas=groups["replicas"],
         ends=ends,
     )
 

@@ -178,13 +178,13 @@ def export(
     format_: Annotated[str, typer.Option("--format", help="safetensors")] = "safetensors",
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Write a run's weights for other programs: a Hugging Face Llama as safetensors."""
+    """Write a run's weights and tokenizer for other programs: a Hugging Face Llama as safetensors."""
     from workflows.errors import ConfigError
     from workflows.llm.export import export_run
 
     if format_ != "safetensors":
         raise ConfigError(f"export: --format {format_}; there is safetensors")
-    for path in export_run(_run_dir("export", run_id, runs_dir), out):
+    for path in export_run(_run_dir("export", run_id, runs_dir), out, _say):
         print(path)
 
 

@@ -55,6 +55,13 @@ def test_an_order_names_each_axis_once(order):
         ParallelLayout(order=order)
 
 
+@pytest.mark.parametrize(("dp", "replicas"), [(2, 4), (6, 4), (1, 2)])
+def test_shards_are_shared_out_by_a_number_of_replicas_that_divides_dp(dp, replicas):
+    with pytest.raises(LayoutError, match=rf"parallel.replicas={replicas} does not divide the {dp} data-"):
+        ParallelLayout(dp=dp, replicas=replicas)
+    assert ParallelLayout(dp=6, replicas=3).degrees == {"dp": 6, "pp": 1, "cp": 1, "tp": 1, "replicas": 3}
+
+
 @pytest.mark.parametrize(("dp", "ep"), [(2, 4), (6, 4), (1, 2)])
 def test_experts_are_shared_by_a_number_of_ranks_that_divides_dp(dp, ep):
     with pytest.raises(

@@ -29,6 +29,7 @@ GROUPS = {
     "experts": "between ranks with the same experts, for gradients",
     "ends": "between the pipeline's ends, for tied weights",
     "data": "along dp and cp together, for gradients and shards",
+    "replicas": "between ranks with the same shards, for gradients",
     "world": "over all ranks",
 }
 """Groups of ranks by the description that `mpi_ops.counters` has of them; any other counts as the world."""

@@ -8,25 +8,26 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from workflows.errors import ConfigError
 
 
-def prepare_compiler() -> None:
-    """Give torch.compile a private folder until this process ends, and try it on a small function.
+def prepare_compiler(folder: Path) -> None:
+    """Give torch.compile a new folder of this rank's until the process ends, and try it on a small function.
 
-    A folder that stays would hand on what a killed rank left half written, and pickles; and its usual name in
-    /tmp is known to all.
+    One that stays would hand on what a killed rank left half written, and pickles; and its usual name in /tmp is
+    known to all. `folder` lies in a run's directory, where the next attempt finds and removes what a kill leaves.
 
     Raises:
         ConfigError: it cannot compile here; the sentence says what torch says.
     """
-    folder = tempfile.mkdtemp(prefix="isoflop-compiled-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    folder.mkdir(mode=0o700, parents=True)
+    atexit.register(_remove, folder)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     try:
         torch.compile(torch.square)(torch.ones(2))
     except Exception as error:  # torch wraps whatever its back end raises
@@ -35,3 +36,10 @@ def prepare_compiler() -> None:
             f"train.compile=true needs a C++ compiler and Python's headers on every node ({said}); "
             "set CXX to one, or take train.compile: false"
         ) from None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a rank's folder, and the one around it with the last rank's."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()

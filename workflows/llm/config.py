@@ -62,6 +62,8 @@ class ModelConfig(Section):
     """Tokens of a sequence that an expert takes at most, as a multiple of the mean; default: all that come."""
     bias_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
     """How far a step moves the bias that levels the experts' loads; 0 for no levelling."""
+    init_from: str | None = None
+    """A Hugging Face Llama's folder (safetensors and config.json) whose weights the run starts from; default: drawn."""
 
     @property
     def heads(self) -> int:
@@ -95,6 +97,14 @@ class ModelConfig(Section):
         if self.experts and self.arch == "gpt":
             raise ValueError(
                 f"model.experts={self.experts} with model.arch=gpt: experts are a llama's SwiGLU"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _takes_over(self) -> ModelConfig:
+        if self.init_from is not None and (self.arch != "llama" or self.experts):
+            raise ValueError(
+                f"model.init_from={self.init_from}: only a llama without experts starts from weights"
             )
         return self
 
@@ -252,6 +262,9 @@ class ParallelConfig(Section):
     """Axes of the grid of ranks, the slowest first; the last one's neighbours are neighbouring ranks."""
     zero: Literal[0, 1, 2, 3] = 0
     """What data-parallel ranks share instead of copying: 1 moments, 2 also gradients, 3 also weights."""
+    replicas: Count = 1
+    """Whole copies of what `zero` shares out: each of so many parts of the data-parallel ranks shares among itself,
+    and gradients are added up between the parts once a step. For shares within a node or a few."""
     microbatch: Count | None = None
     """Sequences a rank handles at once; default: its whole share of the batch."""
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble", "zbv", "dualpipev"] = "1f1b"
@@ -320,10 +333,15 @@ class LlmConfig(Section):
 
 def mathematics(config: LlmConfig) -> dict[str, Any]:
     """Return what decides the result of a run; how its work is shared, watched and saved is left out, and so is
-    how many steps it may skip, which decides only whether it gets to an end.
+    how many steps it may skip, which decides only whether it gets to an end. Weights to start from count by their
+    SHA-256, wherever they lie.
 
     A microbatch moves sums by a rounding, as a number of ranks does, and the ways to state a length (tokens,
     FLOPs, steps) are one once they are steps: none of these makes another run.
+
+    Raises:
+        ConfigError: the weights to start from are not there, or another model's.
+        CheckpointError: they are damaged.
     """
     idle = set() if config.model.experts else EXPERT_KEYS
     held = config.model_dump(
@@ -331,11 +349,15 @@ def mathematics(config: LlmConfig) -> dict[str, Any]:
         exclude={
             "parallel": True,
             "train": {"log_every", "checkpoint_every", "async_checkpoint", "skip_nonfinite", "compile"},
-            "model": idle,
+            "model": {*idle, "init_from"},
             "data": set() if config.data.mask_documents else {"mask_documents"},
         },
     )
     length = {"steps": config.steps, "tokens": None, "flops": None}
+    if config.model.init_from is not None:
+        from workflows.llm.initial import initial_sha256
+
+        held["model"]["init_sha256"] = initial_sha256(config.model)
     return {**held, "train": {**held["train"], **length}}
 
 

@@ -81,7 +81,7 @@ def footprint(config: LlmConfig, ranks: int, numerics: Numerics | None = None) -
     )
 
 
-def static_bytes(parameters: int, numerics: Numerics, zero: int, replicas: int, between: bool = False) -> int:
+def static_bytes(parameters: int, numerics: Numerics, zero: int, shards: int, between: bool = False) -> int:
     """Return the bytes of weights, gradients, moments and masters on a rank, in a step or `between` two.
 
     This program's own ZeRO updates the shards and gathers the weights from them for a step: until ZeRO-3 both are
@@ -89,7 +89,7 @@ def static_bytes(parameters: int, numerics: Numerics, zero: int, replicas: int, 
     """
     sharded = numerics.moments + numerics.master
     whole = numerics.weight + numerics.gradient
-    if zero == 0 or replicas == 1:
+    if zero == 0 or shards == 1:
         return parameters * (whole + sharded)
     if not numerics.master:
         sharded += numerics.weight
@@ -98,7 +98,7 @@ def static_bytes(parameters: int, numerics: Numerics, zero: int, replicas: int, 
         sharded, whole = sharded + numerics.weight, whole - numerics.weight
     if between or zero >= 2:
         sharded, whole = sharded + numerics.gradient, whole - numerics.gradient
-    return parameters * whole + math.ceil(parameters / replicas) * sharded
+    return parameters * whole + math.ceil(parameters / shards) * sharded
 
 
 def _rank(share: Share, numerics: Numerics, place: int) -> RankFootprint:
@@ -110,13 +110,13 @@ def _rank(share: Share, numerics: Numerics, place: int) -> RankFootprint:
             way = 1 if action.kind == "F" else -1
             now, now_bytes = now + way, now_bytes + way * held_bytes[action.stage]
             in_flight, peak_bytes = max(in_flight, now), max(peak_bytes, now_bytes)
-    static = static_bytes(elements(shapes), numerics, zero, share.replicas)
+    static = static_bytes(elements(shapes), numerics, zero, share.shards)
     transient = _transient_bytes(share, numerics, place, shapes)
     return RankFootprint(
         place=f"pp {place}",
         parameters=elements(shapes),
         static_bytes=static,
-        between_steps_bytes=static_bytes(elements(shapes), numerics, zero, share.replicas, between=True),
+        between_steps_bytes=static_bytes(elements(shapes), numerics, zero, share.shards, between=True),
         microbatch_bytes=max(held_bytes.values()),
         in_flight=in_flight,
         transient_bytes=transient,
@@ -224,7 +224,7 @@ def _transient_bytes(share: Share, numerics: Numerics, place: int, shapes: Shape
     block = block_shapes(model, tp, share.layout.ep)
     largest = max(map(math.prod, block.values())) * numerics.gradient * (4 if model.experts else 1)
     if (
-        zero >= 2 and share.replicas > 1
+        zero >= 2 and share.shards > 1
     ):  # a block's gradients are whole until they are reduced, its weights while used
         largest += elements(block) * (numerics.gradient + (2 * numerics.weight if zero == 3 else 0))
     recompute = share.config.parallel.recompute

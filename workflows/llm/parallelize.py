@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mpi_ops.gradient_buckets import GradientBuckets
@@ -46,6 +48,13 @@ class Box:
     """Ranks that hold this part."""
     first_copy: bool
     """Whether this rank is the one of them that saves it."""
+
+
+class Whole(Protocol):
+    """An array, in memory or on disk."""
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        """Return a part of it."""
 
 
 class MissingGradientError(Exception):
@@ -83,12 +92,12 @@ class ParallelModel:
         shared = self._tie_ends()
         for model in self.stages.values():
             model.to(device)
-        self._sharded = bool(parallel.zero) and self.mesh.data is not None
+        self._sharded = bool(parallel.zero) and self.mesh.shards is not None
         rows: dict[str, int] = {}
         if self._sharded:
             from workflows.llm.zero import shard
 
-            rows = shard(self.stages.values(), self.mesh.data, parallel.zero)  # type: ignore[arg-type]
+            rows = shard(self.stages.values(), self.mesh.shards, parallel.zero)  # type: ignore[arg-type]
         else:
             self._buckets = self._make_buckets(shared)
         self.consumed_tokens = 0
@@ -111,6 +120,14 @@ class ParallelModel:
     def state(self) -> dict[str, Tensor]:
         """Return the memory of what a step changes besides the parameters, whole, by its name in the whole model."""
         return self.experts.biases()
+
+    @torch.no_grad()
+    def take_over(self, weights: Mapping[str, Whole]) -> None:
+        """Set the parameters from those of the whole model, of which only this rank's parts are read."""
+        for name, part in self.parameters().items():
+            offset = self.boxes[name].offset
+            where = tuple(slice(first, first + n) for first, n in zip(offset, part.shape, strict=True))
+            part.copy_(torch.from_numpy(weights[name][where]))
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the gradient of each part, after `backward`.
@@ -251,6 +268,8 @@ class ParallelModel:
             offset[0] = self.mesh.expert_place * (shape[0] // ep)
         copies = math.prod(self.layout.shape[AXES.index(axis)] for axis in alike) // ep
         first_copy = all(self.mesh.place(axis) < (ep if axis == "dp" else 1) for axis in alike)
+        if first_row is not None:
+            copies, first_copy = copies * self.layout.replicas, first_copy and self.mesh.replica == 0
         if name == TIED and self._has_two_ends():
             copies, first_copy = copies * 2, first_copy and 0 in self.stages
         return Box(shape, tuple(offset), copies, first_copy)
@@ -328,8 +347,14 @@ class ParallelModel:
     def _add_up_copies(self, gradients: Mapping[str, Tensor]) -> None:
         """Sum the gradients of parts that ranks hold alike but have seen different tokens or uses of.
 
-        Cost: one all-reduce over tp of all norms and biases, one over the pipeline's ends of the tied weights.
+        Cost: one all-reduce over tp of all norms and biases, one over the pipeline's ends of the tied weights; with
+        replicas one over them of each shard, all under way at once.
         """
+        if self.mesh.replicas is not None:
+            shards = list(gradients.values())
+            for work in [dist.all_reduce(g, group=self.mesh.replicas, async_op=True) for g in shards]:
+                work.wait()
+            torch._foreach_div_(shards, self.layout.replicas)
         if self.mesh.tp is not None:
             _sum_together([g for name, g in gradients.items() if name not in self._splits], self.mesh.tp)
         if TIED in gradients and self._has_two_ends() and self.mesh.ends is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from analysis.store.schema import StreamSpec
+from launch.agree import everywhere, on_root
 from launch.metrics import Metrics
 from launch.signals import StopSignals
 from launch.watchdog import Watchdog
@@ -32,6 +34,7 @@ from workflows.llm.batches import Batches
 from workflows.llm.config import HARDWARE_CONVENTION, LlmConfig, size
 from workflows.llm.data import TokenFile, prepare_tokens
 from workflows.llm.expert_parallel import expert_streams
+from workflows.llm.initial import initial_sha256, open_initial
 from workflows.llm.parallelize import ParallelModel
 from workflows.llm.ranks import check_ranks, layout_of
 
@@ -115,6 +118,7 @@ def train(
     Raises:
         RequeueRequest: a signal came to some rank, and all have committed the same step.
         RefusedError: the checkpoint was made from another text.
+        ConfigError: the weights to start from are not there, or another model's.
         DivergedError: the loss, the gradient or the validation loss is no longer a number.
         MiscountError: the ranks have not consumed the tokens that the configuration says.
         NotSavedError: a checkpoint could not be written; with `async_checkpoint` some steps later.
@@ -126,7 +130,9 @@ def train(
     if config.train.compile:
         from workflows.llm.compiler import prepare_compiler
 
-        prepare_compiler()
+        folder = job.run.path / "compiled"
+        on_root(job.comm, lambda: shutil.rmtree(folder, ignore_errors=True))  # what a killed attempt left
+        prepare_compiler(folder / str(job.rank))
     tokens = _on_rank_0(job, lambda: prepare_tokens(config.data, config.model.vocab_size, cache_dir))
     layout = layout_of(config, job.world_size)
     torch.manual_seed(config.train.seed)  # nothing draws from it yet; checkpoints keep its state all the same
@@ -134,6 +140,7 @@ def train(
     adamw = optimizer.AdamW(model.parameters(), config.optimizer)
     batches = Batches(config, *tokens.read(), model.mesh.place("dp"), layout.dp)
     saved = checkpoint.load(job.comm, job.run.checkpoints, wanted(model, adamw))
+    taken_over = None if saved else _take_over(job, model)
     first_step = saved.step if saved else 0
     peak = _on_rank_0(job, lambda: gemm_peak(gemm_peak_flops_per_s, config.train.dtype, device))
     meta = _meta(job, config, tokens, first_step, peak)
@@ -149,6 +156,8 @@ def train(
         run = Training(job, config, tokens, batches, model, adamw, metrics, counted, saver, stop, watchdog)
         if saved:
             restore(run, saved)
+        if taken_over:
+            metrics.event("initial", f"weights with SHA-256 {taken_over}")
         if batches.passes > 1:
             metrics.event("repeats", f"the text is read {batches.passes:.2f} times")
         to_the_end(run)
@@ -353,6 +362,16 @@ def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
         if run.job.rank == 0:
             print(f"rank 0: {sentence}; going on from step {saved.step}", file=sys.stderr)
     run.metrics.event("restored", f"from step {saved.step}", run.step)
+
+
+def _take_over(job: bootstrap.Job, model: ParallelModel) -> str | None:
+    """Set the weights that `model.init_from` names and return their SHA-256; None where it names none."""
+    config = model.config.model
+    if config.init_from is None:
+        return None
+    weights = everywhere(job.comm, lambda: open_initial(config))
+    everywhere(job.comm, lambda: model.take_over(weights))
+    return on_root(job.comm, lambda: initial_sha256(config))
 
 
 def _meta(

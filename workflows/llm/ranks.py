@@ -32,6 +32,11 @@ def check_ranks(config: LlmConfig, ranks: int) -> None:
     for refusals in (_context, _experts, _pipeline, _sharding, _compiled):
         for sentence in refusals(config):
             raise ValueError(sentence)
+    if 1 < parallel.replicas == dp * parallel.cp:
+        raise ValueError(
+            f"parallel.replicas={parallel.replicas} of {dp} data-parallel ranks leaves zero={parallel.zero} nothing to "
+            "share out; take fewer, or zero 0"
+        )
 
 
 def layout_of(config: LlmConfig, ranks: int) -> ParallelLayout:
@@ -39,7 +44,13 @@ def layout_of(config: LlmConfig, ranks: int) -> ParallelLayout:
     parallel = config.parallel
     dp = ranks // (parallel.tp * parallel.pp * parallel.cp)
     return ParallelLayout(
-        dp, pp=parallel.pp, cp=parallel.cp, tp=parallel.tp, ep=parallel.ep, order=parallel.order
+        dp,
+        pp=parallel.pp,
+        cp=parallel.cp,
+        tp=parallel.tp,
+        ep=parallel.ep,
+        replicas=parallel.replicas,
+        order=parallel.order,
     )
 
 
@@ -114,6 +125,10 @@ def _pipeline(config: LlmConfig) -> Iterator[str]:
 
 def _sharding(config: LlmConfig) -> Iterator[str]:
     parallel, model = config.parallel, config.model
+    if parallel.replicas > 1 and not parallel.zero:
+        yield (
+            f"parallel.replicas={parallel.replicas} with zero=0, where every rank holds a whole copy; take zero 1 to 3"
+        )
     if parallel.zero > 1 and _puts_off(config):
         yield (
             f"parallel.zero={parallel.zero} with schedule {parallel.schedule}, which puts off gradients of weights: "

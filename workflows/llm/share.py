@@ -101,9 +101,14 @@ class Share:
         return layout_of(self.config, self.ranks)
 
     @property
-    def replicas(self) -> int:
-        """Ranks with the same weights that see other tokens: gradients are summed over them, ZeRO shards over them."""
+    def data_ranks(self) -> int:
+        """Ranks with the same weights that see other tokens: gradients are summed over them."""
         return self.layout.dp * self.layout.cp
+
+    @property
+    def shards(self) -> int:
+        """Ranks that share out what ZeRO shards."""
+        return self.data_ranks // self.layout.replicas
 
     @property
     def microbatch(self) -> int:

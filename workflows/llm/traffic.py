@@ -18,8 +18,9 @@ def traffic(share: Share, place: int, gradient: int, stream: int, inner: int) ->
     """Return what a rank at a place of the pipeline sends in a step, by axis; an axis of one rank is left out.
 
     `gradient`, `stream` and `inner` are the bytes of a number in a gradient, in the residual stream, and in what
-    matrices take and give. `data` is dp x cp: the ranks with the same weights, `experts` those of them with the same
-    experts. What goes over `ep` is that of level loads.
+    matrices take and give. `data` is dp x cp, the ranks with the same weights, or those that share out one replica of
+    them; `replicas` are the ranks with the same shards, `experts` those with the same experts. What goes over `ep` is
+    that of level loads.
     """
     layout, shapes = share.layout, share.shapes(place)
     found = {
@@ -28,8 +29,9 @@ def traffic(share: Share, place: int, gradient: int, stream: int, inner: int) ->
         "pp": _pipeline(share, place, stream) if layout.pp > 1 else None,
         "ends": _ends(share, place, shapes, gradient),
         "ep": _experts(share, place, stream, inner) if layout.ep > 1 else None,
-        "experts": _copies(shapes, gradient) if share.replicas > layout.ep > 1 else None,
-        "data": _data(share, place, shapes, gradient) if share.replicas > 1 else None,
+        "experts": _copies(shapes, gradient) if share.data_ranks > layout.ep > 1 else None,
+        "data": _data(share, place, shapes, gradient) if share.data_ranks > 1 else None,
+        "replicas": _replicas(share, shapes, gradient) if layout.replicas > 1 else None,
         "all": Traffic(1, 16 + _loads(share.config.model)) if share.ranks > 1 else None,
     }
     return {axis: sent for axis, sent in found.items() if sent is not None}
@@ -118,7 +120,7 @@ def _ends(share: Share, place: int, shapes: Shapes, gradient: int) -> Traffic | 
     if not (share.config.model.tied_head and apart and ends & set(share.placement[place])):
         return None
     rows, width = shapes["embedding.weight"]
-    shards = share.replicas if share.config.parallel.zero else 1
+    shards = share.shards if share.config.parallel.zero else 1
     return Traffic(1, -(-rows // shards) * width * gradient)
 
 
@@ -133,10 +135,16 @@ def _data(share: Share, place: int, shapes: Shapes, gradient: int) -> Traffic:
         gathers, reductions = _uses(share.actions(place), stage, share.config.parallel.zero)
         own = stage_shapes(share.config.model, share.layers[stage], share.layout.tp)
         for part in _parts(own, share.layers[stage]):
-            rows = sum(-(-shape[0] // share.replicas) * math.prod(shape[1:]) for shape in part)
+            rows = sum(-(-shape[0] // share.shards) * math.prod(shape[1:]) for shape in part)
             sent += Traffic(gathers, gathers * rows * gradient)
-            sent += Traffic(reductions, reductions * rows * share.replicas * gradient)
+            sent += Traffic(reductions, reductions * rows * share.shards * gradient)
     return sent
+
+
+def _replicas(share: Share, shapes: Shapes, gradient: int) -> Traffic:
+    """One all-reduce of each gradient's shard."""
+    rows = (-(-shape[0] // share.shards) * math.prod(shape[1:]) for shape in shapes.values())
+    return Traffic(len(shapes), sum(rows) * gradient)
 
 
 def _uses(actions: list[Action], stage: int, zero: int) -> tuple[int, int]:

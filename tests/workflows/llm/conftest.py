@@ -75,13 +75,19 @@ def start_program(tmp_path, config_of, mpiexec):
     run = RunDir(tmp_path / "run")
     run.path.mkdir(mode=0o700)
 
-    def start(ranks: int, *killed: int, cache_dir: Path = tmp_path / "cache", **override: dict[str, Any]):
+    def start(
+        ranks: int,
+        *killed: int,
+        cache_dir: Path = tmp_path / "cache",
+        timeout_s: float = 60,
+        **override: dict[str, Any],
+    ):
         held = {"config": config_of(**override), "cache_dir": str(cache_dir)}
         run.config.write_text(dumps(held))
         faults = [dict(zip(("rank", "step"), killed, strict=True), kind="kill")] if killed else []
         (run.path / "faults.json").write_text(json.dumps(faults))
         module = "tests.faults.faulty" if killed else "workflows.llm.program"
-        return mpiexec(ranks, "-m", module, str(run.path)), run
+        return mpiexec(ranks, "-m", module, str(run.path), timeout_s=timeout_s), run
 
     return start
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import traceback
+from pathlib import Path
 
 from mpi4py import MPI  # isort: skip  (MPI comes before torch)
 import numpy as np
@@ -189,7 +191,7 @@ def main() -> None:
         if config.train.compile:
             from workflows.llm.compiler import prepare_compiler
 
-            prepare_compiler()
+            prepare_compiler(Path(tempfile.mkdtemp(prefix="isoflop-compiled-")) / str(comm.rank))
         try:
             check_ranks(config, comm.size)
             key = config.model.model_dump_json() + config.data.model_dump_json()

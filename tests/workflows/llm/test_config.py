@@ -101,6 +101,7 @@ def test_three_ways_to_say_one_length_are_one_run():
         ({"parallel": {"backend": "gloo"}}, True),
         ({"parallel": {"microbatch": 2, "tp": 2, "pp": 2, "zero": 1, "recompute": "full"}}, True),
         ({"parallel": {"ep": 2, "order": ["tp", "dp", "pp", "cp"]}}, True),
+        ({"parallel": {"zero": 3, "replicas": 2}}, True),
         ({"model": {"top_k": 1, "capacity": 1.5, "bias_rate": 0}}, True),
         ({"model": {"experts": 4}}, False),
         ({"train": {"steps": 1, "log_every": 3, "checkpoint_every": 3, "compile": True}}, True),
@@ -226,6 +227,14 @@ def test_ranks_share_the_batch_in_whole_microbatches_or_are_refused(ranks, micro
         ({"experts": 4}, {"ep": 4}, 2, "parallel.ep=4 does not divide the 2 data-parallel ranks"),
         ({"experts": 3}, {"ep": 2}, 2, "model.experts = 3 is no multiple of 2, which is parallel.ep"),
         ({}, {"ep": 2}, 2, "parallel.ep=2: there are no experts to share; set model.experts"),
+        ({}, {"replicas": 3, "zero": 1}, 2, "parallel.replicas=3 does not divide the 2 data-parallel ranks"),
+        ({}, {"replicas": 2}, 4, "parallel.replicas=2 with zero=0, where every rank holds a whole copy"),
+        (
+            {},
+            {"replicas": 2, "zero": 3},
+            2,
+            "parallel.replicas=2 of 2 data-parallel ranks leaves zero=3 nothing to share out; take fewer, or zero 0",
+        ),
         ({"experts": 4}, {"ep": 2, "zero": 1}, 2, "parallel.ep=2 with zero=1: take one of them"),
         (
             {"experts": 4, "capacity": 1.5},

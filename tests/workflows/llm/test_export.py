@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from mpi4py import MPI
 
 from launch import checkpoint
-from launch.errors import CheckpointError
 from launch.rundir import RunDir
 from slurm.strict_yaml import dumps
-from workflows.errors import ConfigError
 from workflows.llm.config import LlmConfig
-from workflows.llm.export import CONFIG_FILE, WEIGHTS_FILE, export_run, import_weights
+from workflows.llm.export import export_run
+from workflows.llm.llama import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from workflows.llm.model import Transformer
 
 TORCH = {"fp32": torch.float32, "fp64": torch.float64}
@@ -49,18 +47,23 @@ def saved(tmp_path):
     run = RunDir(tmp_path / "run")
     run.path.mkdir(mode=0o700)
 
-    def make(dtype: str = "fp32", **model: object) -> tuple[RunDir, Transformer]:
+    def make(
+        dtype: str = "fp32", data: dict | None = None, tokenizer_sha256: str = "", **model: object
+    ) -> tuple[RunDir, Transformer]:
         config = LlmConfig.model_validate(
-            {"model": {**PLAIN, **model}, "train": {"steps": 9, "dtype": dtype}},
+            {"model": {**PLAIN, **model}, "train": {"steps": 9, "dtype": dtype}, "data": data or {}},
         )
-        run.config.write_text(dumps({"config": config.model_dump(mode="json"), "cache_dir": "cache"}))
+        held = {"config": config.model_dump(mode="json"), "cache_dir": str(tmp_path / "cache")}
+        run.config.write_text(dumps(held))
         made = drawn(config)
         weights = {name: p.detach().numpy() for name, p in made.named_parameters()}
         for step, sign in ((4, -1), (9, 1)):
             arrays = {f"weight/{name}": sign * array for name, array in weights.items()}
             arrays |= {f"moment1/{name}": np.zeros_like(array) for name, array in weights.items()}
             pieces = [checkpoint.whole(name, array) for name, array in arrays.items()]
-            checkpoint.save(MPI.COMM_SELF, run.checkpoints, step, pieces, {})
+            checkpoint.save(
+                MPI.COMM_SELF, run.checkpoints, step, pieces, {"tokenizer_sha256": tokenizer_sha256}
+            )
         return run, made
 
     return make
@@ -79,7 +82,7 @@ def llama():
 @pytest.mark.parametrize("model", [{}, ODD], ids=["plain", "odd"])
 def test_the_other_program_gives_the_same_logits(saved, llama, tmp_path, model):
     run, ours = saved(**model)
-    export_run(run, tmp_path / "out")
+    export_run(run, tmp_path / "out", pytest.fail)
     theirs, told = llama.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(told.values()), told
     tokens = torch.randint(259, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -90,85 +93,30 @@ def test_the_other_program_gives_the_same_logits(saved, llama, tmp_path, model):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
-@pytest.mark.parametrize("model", [{}, ODD], ids=["plain", "odd"])
-def test_weights_come_back_to_the_bit(saved, tmp_path, model, dtype):
-    run, ours = saved(dtype, **model)
-    export_run(run, tmp_path / "out")
-    back = import_weights(tmp_path / "out")
-    named = {name: p.detach().numpy() for name, p in ours.named_parameters()}
-    assert back.keys() == named.keys()
-    for name, array in named.items():
-        np.testing.assert_array_equal(back[name], array, strict=True, err_msg=name)
-
-
-def test_the_container_is_what_its_own_library_reads_and_writes(saved, tmp_path):
-    run, _ = saved()
-    export_run(run, tmp_path / "out")
-    path = tmp_path / "out" / WEIGHTS_FILE
-    theirs = safetensors.torch.load_file(path)
-    assert sum(tensor.numel() for tensor in theirs.values()) == sum(
-        a.size for a in import_weights(path.parent).values()
-    )
-    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
-    small = {name: tensor.bfloat16() for name, tensor in theirs.items()}
-    safetensors.torch.save_file(small, path)
-    back = import_weights(path.parent)["embedding.weight"]
-    np.testing.assert_array_equal(back, small["model.embed_tokens.weight"].float().numpy(), strict=True)
-
-
-def damage(path: Path, how: str) -> None:
-    """Damage a weights file: its bytes, or one tensor's entry in its header."""
-    held = path.read_bytes()
-    start = 8 + int.from_bytes(held[:8], "little")
-    header = json.loads(held[8:start])
-    first = header["model.embed_tokens.weight"]
-    n = first["data_offsets"][1]
-    wrong = {
-        "shape": {**first, "shape": [258, 32]},
-        "behind": {**first, "data_offsets": [-2 * n, -n]},
-        "type": {**first, "dtype": "I7"},
-        "entry": [1, 2],
-    }
-    if how == "gone":
-        path.unlink()
-    elif how in wrong:
-        text = json.dumps({**header, "model.embed_tokens.weight": wrong[how]}).encode()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + held[start:])
-    else:
-        path.write_bytes({"cut": held[:-1], "empty": b"", "length": b"\xff" * 8 + held[8:]}[how])
-
-
-@pytest.mark.parametrize("how", ["cut", "empty", "length", "shape", "behind", "type", "entry", "gone"])
-def test_damaged_weights_are_refused_with_their_file(saved, tmp_path, how):
-    run, _ = saved()
-    export_run(run, tmp_path / "out")
-    damage(tmp_path / "out" / WEIGHTS_FILE, how)
-    with pytest.raises(
-        CheckpointError, match=rf"{WEIGHTS_FILE}: (not a whole safetensors file|No such file)"
-    ):
-        import_weights(tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (
-            {"num_hidden_layers": 4},
-            r"tensor 'model\.layers\.3\.input_layernorm\.weight' is missing with 4 layers",
+@pytest.mark.parametrize("where", ["given", "learned", "beside", "gone"])
+def test_the_tokenizer_comes_along_from_wherever_the_run_had_it(saved, tmp_path, isoflop, where):
+    """What lies there under another SHA-256 is another run's, or was changed since."""
+    text = b'{"version": "1.0"}'
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "0.tokenizer.json").write_bytes(b"another")
+    path, data = {
+        "given": (tmp_path / "mine.json", {"tokenizer": str(tmp_path / "mine.json")}),
+        "learned": (tmp_path / "cache" / "1.tokenizer.json", {"tokenizer": "bpe"}),
+        "beside": (
+            tmp_path / "a.tokenizer.json",
+            {"tokenizer": "bpe", "source": str(tmp_path / "a.tokens")},
         ),
-        ({"num_hidden_layers": 2}, r"tensor 'model\.layers\.2\..* is none of a Llama's with 2 layers"),
-        ({"tie_word_embeddings": False}, r"tensor 'lm_head\.weight' is missing"),
-        ({"num_hidden_layers": "many"}, rf"{CONFIG_FILE}: not a Llama's configuration"),
-    ],
-    ids=str,
-)
-def test_weights_of_another_model_are_refused_by_name(saved, tmp_path, change, sentence):
-    run, _ = saved()
-    _, path = export_run(run, tmp_path / "out")
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ConfigError, match=sentence):
-        import_weights(tmp_path / "out")
+        "gone": (tmp_path / "mine.json", {"tokenizer": "bpe"}),
+    }[where]
+    path.write_bytes(text)
+    run, _ = saved(data=data, tokenizer_sha256=hashlib.sha256(text).hexdigest())
+    done, out = isoflop("export", run.path, "--out", tmp_path / "out"), tmp_path / "out" / TOKENIZER_FILE
+    assert done.status == 0
+    assert (str(out) in done.stdout.split()) is (where != "gone") is out.exists()
+    if where == "gone":
+        assert "no tokenizer.json, the run's tokenizer with SHA-256" in done.stderr
+    else:
+        assert (out.read_bytes(), done.stderr) == (text, "")
 
 
 def test_the_command_writes_both_files_and_names_them(saved, tmp_path, isoflop):

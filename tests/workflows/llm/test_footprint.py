@@ -203,6 +203,8 @@ FOUR = [
     {"cp": 4},
     {"cp": 2, "zero": 1},
     {"pp": 2, "zero": 2},
+    *({"zero": zero, "replicas": 2} for zero in (1, 2, 3)),
+    {"cp": 2, "zero": 3, "replicas": 2},
     {"tp": 4, "recompute": "full"},
 ]
 

@@ -73,6 +73,8 @@ FOUR = [
     case(tp=2, cp=2),
     case(pp=2, cp=2),
     case(tp=2, zero=1),
+    *(case(model, zero=zero, replicas=2) for zero, model in ((1, {}), (2, UNTIED), (3, {}))),
+    case(zero=3, cp=2, replicas=2),
     case(pp=2, zero=3),
     case(pp=2, zero=1, schedule="zero_bubble"),
     case(pp=2, schedule="zero_bubble"),
@@ -99,6 +101,12 @@ ALL_FOUR = [
         for zero in (1, 2, 3)
         for axis in ({}, {"tp": 2}, {"pp": 2}, {"cp": 2})
         for model in ({}, UNTIED)
+    ),
+    *(
+        case(model, zero=zero, replicas=2, **axis)
+        for zero in (1, 2, 3)
+        for axis in ({}, {"cp": 2}, {"recompute": "full"})
+        for model in ({}, UNTIED, GPT)
     ),
     *pipelines(tp=2),
     *pipelines(cp=2),

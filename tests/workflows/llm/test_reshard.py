@@ -18,7 +18,7 @@ DENSE_WALK = [
     (4, {"tp": 2, "pp": 2, "microbatch": 1}),
     (2, {}),
     (4, {"pp": 2, "microbatch": 1, "zero": 1}),
-    (2, {"zero": 3}),
+    (4, {"zero": 3, "replicas": 2}),
     (4, {"tp": 2, "cp": 2}),
     (2, {"pp": 2, "schedule": "zero_bubble", "microbatch": 1}),
     (1, {}),

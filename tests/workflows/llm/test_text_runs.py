@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+
+import pytest
+
 from analysis.store import read_run
 from launch.rundir import RunDir
 from tests.launch import alone
@@ -26,6 +30,21 @@ def test_packed_byte_pairs_train_on_a_ring_go_on_alone_and_take_no_other_tokeniz
     assert (ended.status, run.last_exit().code) == (3, 3)
     assert "data.tokenizer=byte now has ''; bring it back, or remove" in run.last_exit().cause
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+def test_what_a_killed_attempt_compiled_is_removed_by_the_next(start_program):
+    compiled = {"compile": True, "dtype": "fp32"}
+    ended, run = start_program(2, 1, 3, timeout_s=180, train=compiled)
+    assert ended.status != 0
+    left = run.path / "compiled"
+    assert (left / "1").is_dir()
+    (left / "7").mkdir()  # of a rank that the next attempt has not
+    ended, run = start_program(2, timeout_s=180, train=compiled)
+    assert ended.status == 0, ended.stderr
+    assert not left.exists()
 
 
 def test_a_missing_compiler_is_named_before_a_rank_trains(start_program, monkeypatch):

@@ -18,7 +18,7 @@ from workflows.llm.config import LlmConfig
 from workflows.llm.parallelize import ParallelModel
 from workflows.llm.share import Share
 
-AXES = ("tp", "cp", "pp", "ends", "ep", "experts", "data")
+AXES = ("tp", "cp", "pp", "ends", "ep", "experts", "data", "replicas")
 
 
 def counted(config: LlmConfig, layout: ParallelLayout) -> dict:
