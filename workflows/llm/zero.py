@@ -54,10 +54,7 @@ def reduce_shards(stages: Iterable[nn.Module]) -> None:
         assert isinstance(stage, FSDPModule)  # noqa: S101
         stage.set_requires_gradient_sync(True)
         stage.set_reshard_after_backward(True)
-        state = fully_shard.state(stage)
-        for each in state._state_ctx.all_states:
-            for parameters in each._fsdp_param_groups:
-                parameters.post_backward()
-        state._root_post_backward_final_callback()
+        root = fully_shard.state(stage)
+        root._root_post_backward_final_callback()  # reduces what no backward pass has reduced, and waits for it
         stage.set_requires_gradient_sync(False)
         stage.set_reshard_after_backward(False)

@@ -28,7 +28,11 @@ EXPERT_WALK = [(2, {"ep": 2}), (1, {}), (4, {"ep": 2, "pp": 2, "microbatch": 1})
 
 
 @pytest.fixture(
-    scope="module", params=[(DENSE, DENSE_WALK), (EXPERTS, EXPERT_WALK)], ids=["dense", "experts"]
+    scope="module",
+    params=[
+        pytest.param((DENSE, DENSE_WALK), id="dense"),
+        pytest.param((EXPERTS, EXPERT_WALK), id="experts", marks=pytest.mark.full),
+    ],
 )
 def walked(request, tmp_path_factory, config_of, mpiexec):
     """Return (undisturbed run, walked run, [(arrays that a layout found, the same saved by it again)])."""
