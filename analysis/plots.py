@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -18,6 +19,8 @@ Colour = tuple[float, float, float, float]
 Style = dict[str, Any]
 HOLD_OUT = "#d1495b"
 BAND = 0.18
+TOLD = "told:"
+"""Begins the id of what has a text to show."""
 
 
 def loss_curves(runs: Sequence[RunSummary]) -> Figure | None:
@@ -34,7 +37,11 @@ def loss_curves(runs: Sequence[RunSummary]) -> Figure | None:
             scale = run.C / run.D if unit == "FLOPs" else 1.0
             if train is not None:
                 axis.plot(train["tokens"] * scale, train["value"], lw=0.7, alpha=0.35, **style)
-            axis.plot(val["tokens"] * scale, val["value"], "o-", ms=3, lw=1.4, **style)
+            val = val[val["tokens"] > 0]  # a logarithm has no place for the untrained model
+            axis.plot(val["tokens"] * scale, val["value"], lw=1.4, **style)
+            for row in val:
+                point = axis.plot(row["tokens"] * scale, row["value"], "o", ms=3, zorder=3, **style)
+                tell(point, f"{run.run_id}: loss {row['value']:.4f} at {row['tokens']:,} tokens")
         axis.set(xscale="log", xlabel=f"training {unit}", ylabel="loss, nat/token")
         values = np.concatenate([run.curves["val_loss"]["value"] for run in shown])
         if np.isfinite(values).any():  # the training loss starts far above
@@ -51,7 +58,9 @@ def speeds(runs: Sequence[RunSummary]) -> Figure | None:
         return None
     figure, (axis,) = new_figure(1, height=1.2 + 0.3 * len(shown))
     rows = np.arange(len(shown))[::-1]
-    axis.barh(rows, [run.tokens_per_s or 0.0 for run in shown], height=0.6, color="#4c6a92")
+    bars = axis.barh(rows, [run.tokens_per_s or 0.0 for run in shown], height=0.6, color="#4c6a92")
+    for bar, run in zip(bars, shown, strict=True):
+        tell([bar], f"{run.run_id}: {run.tokens_per_s:,.0f} tokens/s")
     axis.set_yticks(rows, [run.run_id for run in shown], fontsize=9, parse_math=False)
     axis.set(xlabel="tokens/s")
     return figure
@@ -66,12 +75,12 @@ def law(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
         axis.plot(D, [fit.predict(N=size, D=d) for d in D], lw=1.2, color=colour(size))
     for run in done:
         if not run.held_out:
-            axis.plot(run.D, run.measured, "o", ms=6, mec="white", color=colour(run.N))
+            tell(axis.plot(run.D, run.measured, "o", ms=6, mec="white", color=colour(run.N)), said(run))
         else:
             interval = fit.interval(N=run.N, D=run.D)
             if interval:
                 axis.plot([run.D, run.D], interval, lw=3, alpha=0.4, color=HOLD_OUT)
-            axis.plot(run.D, run.measured, "*", ms=14, mec="white", color=HOLD_OUT)
+            tell(axis.plot(run.D, run.measured, "*", ms=14, mec="white", color=HOLD_OUT), said(run))
     axis.set(xscale="log", xlabel="training tokens D", ylabel="final loss, nat/token")
     _legend(axis, done, colour)
     return figure
@@ -89,7 +98,7 @@ def residuals(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
             if run.held_out
             else {"marker": "o", "color": colour(run.N)}
         )
-        axis.plot(run.C, off, mec="white", ls="", **mark)
+        tell(axis.plot(run.C, off, mec="white", ls="", **mark), f"{said(run)}, {off:+.2f} % off the law")
     axis.set(xscale="log", xlabel="training FLOPs, as counted", ylabel="measured / predicted - 1, %")
     _legend(axis, done, colour)
     return figure
@@ -115,8 +124,9 @@ def frontier(fit: FitResult, runs: Sequence[RunSummary]) -> Figure | None:
             axis.fill_between(budgets, low, high, alpha=BAND, color="black", lw=0, label="95 % interval")
         for run, c in zip(done, compute, strict=True):
             mark: Style = {"marker": "*", "ms": 14} if run.held_out else {"marker": "o"}
+            mark["color"] = HOLD_OUT if run.held_out else colour(run.N)
             value = run.N if name == "N" else run.measured
-            axis.plot(c, value, ls="", mec="white", color=HOLD_OUT if run.held_out else colour(run.N), **mark)
+            tell(axis.plot(c, value, ls="", mec="white", **mark), said(run))
         axis.set(xscale="log", xlabel="training FLOPs, 6 N D", ylabel=f"{label}")
     axes[0].set_yscale("log")
     shown = [run.N for run in done]
@@ -137,15 +147,27 @@ def hold_outs(fit: FitResult, runs: Sequence[RunSummary]) -> Figure | None:
         interval = fit.interval(N=run.N, D=run.D)
         if interval:
             axis.plot(interval, [row, row], lw=9, alpha=0.25, color="black", solid_capstyle="butt")
-        axis.plot(fit.predict(N=run.N, D=run.D), row, "|", ms=20, mew=2, color="black")
-        axis.plot(run.measured, row, "*", ms=14, mec="white", color=HOLD_OUT)
-        axis.plot(fit.mean_loss, row, "x", ms=8, mew=2, color="grey")
+        predicted = fit.predict(N=run.N, D=run.D)
+        tell(axis.plot(predicted, row, "|", ms=20, mew=2, color="black"), f"predicted {predicted:.4f}")
+        tell(axis.plot(run.measured, row, "*", ms=14, mec="white", color=HOLD_OUT), said(run))
+        tell(axis.plot(fit.mean_loss, row, "x", ms=8, mew=2, color="grey"), f"mean {fit.mean_loss:.4f}")
     axis.set_yticks(range(len(held)), [run.run_id for run in held], fontsize=9, parse_math=False)
     axis.set(ylim=(-0.7, len(held) - 0.3), xlabel="loss, nat/token")
     axis.set_title(
         "bar: predicted, 95 %   star: measured   cross: mean of the fitted runs", fontsize=9, loc="right"
     )
     return figure
+
+
+def tell(artists: Iterable[Artist], text: str) -> None:
+    """Let these show `text` under the pointer, once the figure is SVG (see `analysis.report`)."""
+    for artist in artists:
+        artist.set_gid(TOLD + text)
+
+
+def said(run: RunSummary) -> str:
+    """Return what a run's point says of it."""
+    return f"{run.run_id}: loss {run.measured:.4f}, N {run.N:,.0f}, D {run.D:,.0f}, {run.C:.3g} FLOPs"
 
 
 def new_figure(columns: int, height: float = 4.2) -> tuple[Figure, list[Axes]]:

@@ -1,4 +1,4 @@
-"""A study's report: one HTML file that needs nothing else, and its plots as PNG beside it."""
+"""A study's report: one HTML file that needs nothing else, and its plots as PNG and PDF beside it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from analysis.summary import (
 )
 
 PNG_DPI = 130
+IMAGES = ("png", "pdf")
 PLOTS = frozenset({"loss_curves", "law", "hold_outs", "residuals", "frontier", "scores", "scaling", "speeds"})
 """Every plot that a report may have."""
 STYLE = """
@@ -52,6 +53,7 @@ th, td { text-align: left; padding: .28rem .9rem .28rem 0; border-bottom: 1px so
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 .bad { color: var(--bad); font-weight: 600; }
 figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; }
+.told:hover { stroke: #000; stroke-width: 2px; }
 """
 
 
@@ -63,7 +65,7 @@ def write_report(
     problem: str = "",
     laws: Sequence[Comparison] = (),
 ) -> Path:
-    """Write `report.html` and `plots/*.png` into `directory` and return the path of the report.
+    """Write `report.html` and `plots/*.{png,pdf}` into `directory` and return the path of the report.
 
     Without a fit the report shows what the runs hold, and says with `problem` why there is none, if there should be.
     `laws` are shown side by side.
@@ -80,9 +82,11 @@ def write_report(
         for name in PLOTS.difference(
             name for name, _, _ in figures
         ):  # an older report's would contradict this one
-            (directory / "plots" / f"{name}.png").unlink(missing_ok=True)
+            for kind in IMAGES:
+                (directory / "plots" / f"{name}.{kind}").unlink(missing_ok=True)
         for name, _, figure in figures:
-            _write(directory / "plots" / f"{name}.png", _png(figure))
+            for kind in IMAGES:
+                _write(directory / "plots" / f"{name}.{kind}", _image(figure, kind))
         _write(directory / "report.html", page.encode())
     except OSError as error:
         raise DataError(f"{directory}: the report cannot be written ({error.strerror or error})") from None
@@ -160,16 +164,20 @@ def _cell(text: str) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    """Return the figure as an SVG element without a prologue, its text as text."""
+    """Return the figure as an SVG element without a prologue, its text as text, with titles for the pointer.
+
+    An id that begins with `plots.TOLD` becomes a title, escaped as it is: browsers show it without any script.
+    """
     drawn = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "isoflop"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-    return re.sub(r"^.*?(?=<svg)", "", drawn.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r"^.*?(?=<svg)", "", drawn.getvalue(), flags=re.DOTALL)
+    return re.sub(rf'<g id="{plots.TOLD}([^"]*)">', r'<g class="told"><title>\1</title>', svg)
 
 
-def _png(figure: Figure) -> bytes:
+def _image(figure: Figure, kind: str) -> bytes:
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=PNG_DPI)
+    figure.savefig(drawn, format=kind, dpi=PNG_DPI, metadata={"CreationDate": None} if kind == "pdf" else {})
     return drawn.getvalue()
 
 

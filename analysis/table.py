@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import DataError
+from analysis.sources import JSON_LINES, Rows, event_rows, is_events, is_metrics, json_rows, metrics_rows
 
 Floats = NDArray[np.float64]
 SIX_ND = "C = 6 N D"
@@ -164,7 +165,9 @@ def read_table(
     outcome: str = "L",
     where: Mapping[str, str] | None = None,
 ) -> Observations:
-    """Return the rows of a .csv or .tsv file as a law's inputs and outcome.
+    """Return the rows of a table as a law's inputs and outcome.
+
+    The table is a .csv, .tsv or .jsonl file, a metrics file or a run's directory, or TensorBoard's event files.
 
     `columns` maps symbols to column names: the outcome, and inputs or what they follow from (any two of N, D, C; the
     third is C = 6 N D, which is then the convention recorded). Three more may name columns of text: `run`, the run
@@ -253,7 +256,8 @@ def _selected(
     path: Path, columns: Mapping[str, str], where: Mapping[str, str]
 ) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the header and the rows that hold what `where` asks for; every column named is there once."""
-    (_, header), *rows = _rows(path)
+    table = _rows(path)
+    header, rows = table.header, table.rows
     for name, column in columns.items():
         if header.count(column) > 1:
             raise DataError(
@@ -265,14 +269,28 @@ def _selected(
     for line, cells in rows:
         if len(cells) != len(header):
             raise DataError(f"{path}:{line}: {len(cells)} columns, the header has {len(header)}")
+    if table.sparse:
+        wanted = [header.index(column) for column in columns.values()]
+        rows = [row for row in rows if all(row[1][at] for at in wanted)]
+        if not rows:
+            raise DataError(f"{path}: no row has all of {', '.join(columns.values())}")
     kept = [row for row in rows if all(row[1][header.index(c)] == text for c, text in where.items())]
     if not kept:
         raise DataError(f"{path}: no row has " + ", ".join(f"{c}={text}" for c, text in where.items()))
     return header, kept
 
 
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Return (line, cells) of every row that is not empty, the header first."""
+def _rows(path: Path) -> Rows:
+    """Return the rows of any kind of file that is read as a table."""
+    if path.exists() and is_metrics(path):
+        return metrics_rows(path)
+    if path.exists() and is_events(path):
+        return event_rows(path)
+    return json_rows(path) if path.suffix in JSON_LINES else _delimited(path)
+
+
+def _delimited(path: Path) -> Rows:
+    """Return the rows of a text table that are not empty; those of an export of Weights & Biases may lack columns."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -283,7 +301,8 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
         raise DataError(f"{path}: not a text table ({error})") from None
     if len(rows) < 2:
         raise DataError(f"{path}: holds no rows under a header")
-    return rows
+    (_, header), *rows = rows
+    return Rows(header, rows, sparse=not {"_step", "Step"}.isdisjoint(header))
 
 
 def _number(path: Path, line: int, column: str, text: str) -> float:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 verbs = typer.Typer()
 
-Data = Annotated[Path, typer.Option(help="a table (.csv, .tsv) or a study's directory")]
+Data = Annotated[
+    Path, typer.Option(help="a study's or run's directory, .h5, .csv, .tsv, .jsonl, or TensorBoard's events")
+]
 LawName = Annotated[str, typer.Option(help="a name from `isoflop list laws`")]
 Columns = Annotated[
     str, typer.Option(help="N=column,D=column,L=column; any two of N, D, C; run, size, flops: text")
@@ -124,6 +126,19 @@ def optimal(
     source = _source(data, law, columns, where, drop_highest_loss, hold, bootstrap, resample, seed)
     found = fits.optimal(source, flops)
     _print(found if as_json else show_fits.optimal_text(found))
+
+
+@verbs.command()
+def recover(
+    damaged: Annotated[
+        Path, typer.Argument(help="a metrics file that was cut short, or whose writer was killed")
+    ],
+    out: Annotated[Path, typer.Argument(help="a new file for what is whole")],
+) -> None:
+    """Copy what is whole of a damaged metrics file into one that every HDF5 tool opens."""
+    from analysis.store import recover
+
+    print(f"{recover(damaged, out):,} rows are whole: {out}")
 
 
 @verbs.command()

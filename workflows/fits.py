@@ -20,6 +20,7 @@ from analysis.fitting import Spread, fit, profile_of
 from analysis.hpc import Scaling, scaling
 from analysis.resampling import parse_resampling
 from analysis.result import FitResult
+from analysis.sources import METRICS_COLUMNS, is_metrics
 from analysis.table import Observations, parse_columns, read_table
 from launch.attempt import find_launcher
 from workflows.conclude import observations, summaries, trial
@@ -53,23 +54,31 @@ class Source:
 
     def points(self) -> Observations:
         """Return the finished runs of a study's directory, or the rows of a table. Raises DataError."""
-        if self.data.is_dir():
+        if self.is_study:
             study = self.study()
             return observations(study, summaries(study), self.law).drop_highest_loss(self.drop_highest_loss)
         chosen = laws.get(self.law)
         where = {name: text for name, _, text in (pair.partition("=") for pair in self.where)}
-        points = read_table(self.data, parse_columns(self.columns), chosen.inputs, chosen.outcome, where)
+        columns = parse_columns(self.columns)
+        if not columns and is_metrics(self.data):
+            columns = METRICS_COLUMNS
+        points = read_table(self.data, columns, chosen.inputs, chosen.outcome, where)
         return points.drop_highest_loss(self.drop_highest_loss)
 
     def curves(self) -> list[tuple[float, Any, Any]]:
         """Return (N, tokens, loss) of every run: a study's validation curves, or a table's rows by run."""
-        if not self.data.is_dir():
+        if not self.is_study:
             return curves_of(self.points())
         study = self.study()
         curves = [(run.N, run.curves["val_loss"]) for run in summaries(study) if "val_loss" in run.curves]
         return [
             (N, rows["tokens"][rows["tokens"] > 0], rows["value"][rows["tokens"] > 0]) for N, rows in curves
         ]
+
+    @property
+    def is_study(self) -> bool:
+        """Whether the data is a study's directory."""
+        return (self.data / "study.yaml").exists()
 
     def study(self) -> Study:
         """Return the study whose directory this is. Raises ConfigError."""
@@ -80,7 +89,7 @@ class Source:
 
         None where the share is 0, or a study has no hold-outs. Raises DataError.
         """
-        if share is None and self.data.is_dir():
+        if share is None and self.is_study:
             study = self.study()
             return trial(study, summaries(study), self.law)
         share = A_QUARTER if share is None else share

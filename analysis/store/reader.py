@@ -140,17 +140,28 @@ def read_run(directory: Path) -> RunMetrics:
 def _rows(path: Path, table: h5py.Dataset) -> Rows:
     """Return all rows of a table. Raises StoreError when the file ends before them: HDF5 itself would read zeros."""
     rows: Rows = table[:]
-    ends = [0]
-    if table.chunks:
-        table.id.chunk_iter(lambda chunk: ends.append(chunk.byte_offset + chunk.size))
-    else:
-        ends.append((table.id.get_offset() or 0) + rows.nbytes)
-    held_bytes = path.stat().st_size
-    if max(ends) > held_bytes:
+    whole = whole_rows(path, table)
+    if whole < len(rows):
         raise StoreError(
-            f"{path}: is truncated: {table.name} goes on to byte {max(ends):,}, the file has {held_bytes:,}"
+            f"{path}: is truncated: {table.name} has {len(rows):,} rows, {whole:,} of them within the file's "
+            f"{path.stat().st_size:,} bytes; `isoflop recover {path} NEW.h5` copies what is whole"
         )
     return rows
+
+
+def whole_rows(path: Path, table: h5py.Dataset) -> int:
+    """Return how many rows of a table come before the first that lies beyond the end of the file."""
+    held_bytes, first_lost = path.stat().st_size, [len(table)]
+    if table.chunks:
+
+        def note(chunk: Any) -> None:
+            if chunk.byte_offset + chunk.size > held_bytes:
+                first_lost.append(chunk.chunk_offset[0])
+
+        table.id.chunk_iter(note)
+    elif (table.id.get_offset() or 0) + table.nbytes > held_bytes:
+        first_lost.append(0)
+    return min(first_lost)
 
 
 def _attempt_files(directory: Path) -> Iterator[tuple[int, Path]]:

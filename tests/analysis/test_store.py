@@ -106,6 +106,21 @@ def test_recovery_makes_a_file_that_every_tool_opens(tmp_path):
         recover(path, tmp_path / "nowhere" / "out.h5")
 
 
+@pytest.mark.parametrize("share", [0.99, 0.7, 0.3, 0.1])
+def test_of_a_file_cut_short_the_rows_before_the_first_lost_one_are_kept(tmp_path, share):
+    path, out = written(tmp_path / "whole.h5", range(1, 3000)), tmp_path / "out.h5"
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(StoreError, match=r"is truncated: .* `isoflop recover .*cut\.h5 NEW\.h5` copies"):
+        read_attempt(cut)
+    rows = recover(cut, out)
+    held = read_attempt(out).streams
+    assert rows == sum(map(len, held.values())) < 2 * 2999
+    for name, table in held.items():
+        np.testing.assert_array_equal(table["step"], np.arange(1, len(table) + 1), err_msg=name)
+    assert sum(map(len, held.values())) > 0.7 * share * 2 * 2999 - 600, "what is whole is kept"
+
+
 def test_rows_are_read_while_they_are_written(tmp_path):
     path = tmp_path / "attempt-001.h5"
     with writer(path) as metrics:
