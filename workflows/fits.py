@@ -70,7 +70,8 @@ class Source:
         if not self.is_study:
             return curves_of(self.points())
         study = self.study()
-        curves = [(run.N, run.curves["val_loss"]) for run in summaries(study) if "val_loss" in run.curves]
+        seen = [run for run in summaries(study) if not (run.held_out or run.excluded)]
+        curves = [(run.N, run.curves["val_loss"]) for run in seen if "val_loss" in run.curves]
         return [
             (N, rows["tokens"][rows["tokens"] > 0], rows["value"][rows["tokens"] > 0]) for N, rows in curves
         ]

@@ -171,3 +171,15 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         for name, (low, high) in found.intervals.items():
             inside[name] += low <= TRUTH[name] <= high
     assert all(80 <= count <= 100 for count in inside.values()), inside
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("N", "D"), [(1e8, 1e10), (4e9, 4e11)], ids=["within", "four times beyond"])
+def test_prediction_intervals_hold_a_new_run_about_as_often_as_they_say(N, D):
+    truth = losses("chinchilla", TRUTH, np.array([N]), np.array([D])).item()
+    inside = 0
+    for seed in range(60):
+        found = fit("chinchilla", study(seed, 4, 3, noise=0.01), bootstrap=200)
+        low, high = found.interval(N=N, D=D)
+        inside += low <= truth * np.exp(0.01 * np.random.default_rng([99, seed]).standard_normal()) <= high
+    assert inside >= 51, "85 % of 60"

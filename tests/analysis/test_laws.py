@@ -114,10 +114,16 @@ def test_other_units_change_no_prediction(law):
 
 @LAWS
 def test_intervals_come_from_resamples_that_all_converge(law):
-    found = fit(law, typical(law, NOISE), hold=held(law), bootstrap=40)
+    points = typical(law, NOISE)
+    found = fit(law, points, hold=held(law), bootstrap=40)
     assert found.bootstrap_failed == 0
     assert len(found.sample) + found.bootstrap_undetermined == 40
     assert found.intervals.keys() == found.params.keys() - found.held.keys()
+    inside = []
+    for i, outcome in enumerate(points.y):
+        low, high = found.interval(**{name: float(column[i]) for name, column in points.x.items()})
+        inside.append(low <= outcome <= high)
+    assert np.mean(inside) >= 0.8, "prediction intervals hold what was observed"
 
 
 @TRADING

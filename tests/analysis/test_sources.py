@@ -25,7 +25,7 @@ def loss(step: int) -> float:
 def power_of(path, columns, **where):
     points = read_table(path, columns, ("x",), where=where)
     assert len(points) == len(STEPS) - 1
-    return fit("power", points, bootstrap=0).params["gamma"]
+    return fit("power", points, bootstrap=0).params["alpha"]
 
 
 def add_all(metrics):
@@ -66,7 +66,7 @@ def test_a_damaged_metrics_file_is_exit_5_and_what_is_whole_is_offered(tmp_path)
     again = run_process([ISOFLOP, "recover", str(path), str(saved)])
     assert (again.status, again.stderr) == (0, "")
     done = run_process([ISOFLOP, "fit", "--data", str(saved), *args])
-    assert json.loads(done.stdout)["params"]["gamma"] == pytest.approx(0.2)
+    assert json.loads(done.stdout)["params"]["alpha"] == pytest.approx(0.2)
     with pytest.raises(StoreError):
         recover(tmp_path / "none.h5", tmp_path / "out.h5")
 

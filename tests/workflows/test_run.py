@@ -21,6 +21,7 @@ from launch.rundir import RunDir
 from slurm.strict_yaml import load
 from tests.launch import alone
 from tests.workflows.conftest import ISOFLOP, SMALL
+from workflows.fits import Source
 
 LAW = """\
 sweep:
@@ -165,6 +166,7 @@ def test_the_reading_verbs_agree_with_each_other(law_study, isoflop):
         json.loads(isoflop("fit", "--data", directory, "--bootstrap", 100, "--json").stdout)["params"]
         == params
     )
+    assert len(Source(data=directory).curves()) == 9, "a hold-out is no part of an envelope"
     text = isoflop("status", path).stdout
     assert all(s["run_id"] in text for s in status)
     assert "parameter" in isoflop("report", directory).stdout
