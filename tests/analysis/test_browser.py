@@ -10,7 +10,8 @@ import pytest
 from matplotlib.image import imread
 
 from analysis.report import write_report
-from tests.analysis.test_report import HOSTILE, fitted, held_out, runs
+from analysis.store.schema import ROW
+from tests.analysis.test_report import HOSTILE, fitted, held_out, run, runs
 from tests.conftest import run_process
 
 POINT = """<script>
@@ -49,8 +50,8 @@ def test_a_browser_opens_the_report_and_shows_values_under_the_pointer(chromium,
     dom, talk = chromium(page, "--dump-dom", f"--screenshot={tmp_path}/shot.png", "--window-size=1000,3000")
     assert "CONSOLE" not in talk, "no error, no refused script, no missing file"
     titles = re.findall(r"<title>(.*?)</title>", dom)
-    for run in given[:-1]:
-        assert any(f"{run.run_id}: loss {run.measured:.4f}, N {run.N:,.0f}" in title for title in titles)
+    for one in given[:-1]:
+        assert any(f"{one.run_id}: loss {one.measured:.4f}, N {one.N:,.0f}" in title for title in titles)
     assert "<script" not in dom, "the hostile name is text"
     shot = imread(tmp_path / "shot.png")[..., :3]
     assert shot.shape[:2] == (3000, 1000)
@@ -61,7 +62,11 @@ def test_a_browser_opens_the_report_and_shows_values_under_the_pointer(chromium,
 
 
 def test_every_mark_is_where_the_pointer_finds_it(chromium, tmp_path):
-    page = write_report(tmp_path, "widths", runs(held_out()), fitted())
+    first = runs()[0]
+    line = np.zeros(2, ROW)
+    line["tokens"], line["value"] = [first.D / 2, 2 * first.D], first.curves["val_loss"]["value"][-1]
+    crossing = run("crossing", first.N, 2 * first.D, first.loss, curves={"val_loss": line})
+    page = write_report(tmp_path, "widths", runs(held_out(), crossing), fitted())
     page.write_text(page.read_text().replace("</body>", POINT + "</body>"))
     dom, _ = chromium(page, "--dump-dom", "--window-size=1000,800")
     [(hit, told)] = re.findall(r"<title>(\d+) of (\d+) marks are under the pointer", dom)
