@@ -42,6 +42,8 @@ class ExitRecord:
     step: int
     started_s: float
     ended_s: float
+    node: str = ""
+    """Where a rank was lost that left no word itself; empty when that is not known, or not what happened."""
     schema: str = EXIT_SCHEMA
 
 
@@ -91,6 +93,11 @@ class RunDir:
             return ExitRecord(**held) if held["schema"] == EXIT_SCHEMA else None
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+    def committed_step(self) -> int:
+        """Return the step of the newest checkpoint, -1 when there is none."""
+        found = (re.fullmatch(r"step-(\d+)", path.name) for path in self.checkpoints.glob("step-*"))
+        return max((int(match[1]) for match in found if match), default=-1)
 
     def last_exit(self) -> ExitRecord | None:
         """Return the exit record of the last attempt, None when there is none."""

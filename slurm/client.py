@@ -122,6 +122,18 @@ class Client:
         """End a job. Raises RefusedError when it is not there or not yours."""
         self._ask(["scancel", job_id])
 
+    def signal(self, job_id: str, name: str) -> None:
+        """Send a signal to the ranks of a job, not to its script. Raises RefusedError when it is not there."""
+        self._ask(["scancel", f"--signal={name}", job_id])
+
+    def forgotten(self, job_id: str) -> bool:
+        """Return whether the controller says in so many words that there is no job of that number."""
+        try:
+            self._ask(["scontrol", "--oneliner", "show", "job", job_id])
+        except RefusedError as error:
+            return "invalid job id" in str(error).lower()
+        return False
+
     def _ask(self, argv: Sequence[str], script: str | None = None) -> str:
         return self._run(argv, script).stdout
 

@@ -30,6 +30,8 @@ class Poll:
     ) -> None:
         self.pause_s = every_s[0]
         """How long to wait before the next tick."""
+        self.jobs_there: int | None = None
+        """This user's jobs, ours or not, that wait or run; None when the last question had no answer."""
         self._client, self._every_s, self._now = client, every_s, now
         self._last: dict[str, JobState] = {}
         self._silent_s: dict[str, float] = {}
@@ -40,9 +42,11 @@ class Poll:
         Asks squeue once; for jobs that it does not list, the accounting once, and the controller one by one.
         """
         try:
-            answers = self._heard(jobs)
+            listed = self._client.queued()
+            self.jobs_there = sum(answer.state.phase != "ended" for answer in listed.values())
+            answers = self._heard(jobs, listed)
         except UnreachableError:
-            answers = {}
+            self.jobs_there, answers = None, {}
         states = {job.job_id: self._state(job, answers.get(job.job_id)) for job in jobs}
         changed = {key: state.phase for key, state in states.items()} != {
             key: state.phase for key, state in self._last.items() if key in states
@@ -52,9 +56,9 @@ class Poll:
         self._last = states
         return states
 
-    def _heard(self, jobs: Sequence[Submitted]) -> dict[str, Answer]:
-        """Return the answers that are about these very jobs."""
-        found = _theirs(jobs, self._client.queued())
+    def _heard(self, jobs: Sequence[Submitted], listed: dict[str, Answer]) -> dict[str, Answer]:
+        """Return the answers that are about these very jobs, first from those that squeue has listed."""
+        found = _theirs(jobs, listed)
         for source in (self._client.accounted, self._remembered):
             missing = [job for job in jobs if job.job_id not in found]
             if not missing:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from slurm.allocation import Allocation
 from slurm.client import Client
 from slurm.errors import RefusedError, SpecError
 from slurm.script import render
@@ -13,19 +15,28 @@ from slurm.site import Site
 from slurm.spec import JobSpec, format_walltime
 
 ACCOUNT = "SBATCH_ACCOUNT"
+Job = JobSpec | Allocation
 
 
-def preflight(job: JobSpec, site: Site, environment: Mapping[str, str], client: Client | None) -> list[str]:
+def preflight(
+    job: Job,
+    site: Site,
+    environment: Mapping[str, str],
+    client: Client | None,
+    write: Callable[[Any, Site], str] = render,
+) -> list[str]:
     """Return what is wrong with a job, a sentence each; empty when nothing is. Without a client no scheduler is asked.
+
+    `write` renders its script.
 
     Raises:
         UnreachableError: the scheduler does not answer.
     """
     found = [*_limits(job, site, environment), *_paths(job)]
-    return found if found or client is None else list(_asked(job, site, client))
+    return found if found or client is None else list(_asked(job, site, client, write))
 
 
-def _limits(job: JobSpec, site: Site, environment: Mapping[str, str]) -> Iterator[str]:
+def _limits(job: Job, site: Site, environment: Mapping[str, str]) -> Iterator[str]:
     scheduler = site.slurm()
     queue = scheduler.queue(job.queue)
     nodes = job.nodes(scheduler)
@@ -49,7 +60,7 @@ def _limits(job: JobSpec, site: Site, environment: Mapping[str, str]) -> Iterato
         yield f"archive {job.archive}: {site.name} has no node-local disk to unpack it on"
 
 
-def _paths(job: JobSpec) -> Iterator[str]:
+def _paths(job: Job) -> Iterator[str]:
     here = job.directory or Path.cwd()
     if not here.is_dir():
         yield f"{here}: no such directory"
@@ -64,13 +75,13 @@ def _paths(job: JobSpec) -> Iterator[str]:
         yield f"run directory {run_dir}: {nearest} is not a directory that can be written"
 
 
-def _asked(job: JobSpec, site: Site, client: Client) -> Iterator[str]:
+def _asked(job: Job, site: Site, client: Client, write: Callable[[Any, Site], str]) -> Iterator[str]:
     queue = site.slurm().queue(job.queue)
     waiting = [answer for answer in client.queued().values() if answer.state.phase != "ended"]
     if queue.jobs_max and len(waiting) >= queue.jobs_max:
         yield f"{len(waiting)} of your jobs wait or run already: queue '{queue.name}' takes {queue.jobs_max}"
         return
     try:
-        client.test(render(job, site))
+        client.test(write(job, site))
     except (RefusedError, SpecError) as error:
         yield f"the scheduler would refuse the job: {error}"

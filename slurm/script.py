@@ -1,4 +1,4 @@
-"""From a job and a site to the text of its batch script. Pure, and the only place that writes shell.
+"""From a job and a site to the text of its batch script. Pure; only it and `allocation` write shell.
 
 The script makes the run's directory and its `run.yaml`, numbers the attempt, starts the ranks in one srun, passes the
 walltime's signal on to them, and requeues its job when they ask for that (exit code 75). It ends with the ranks' code.
@@ -16,6 +16,10 @@ REQUEUE = 75
 CONFIG_END = "END_OF_RUN_YAML"
 STALE = 'for file in /dev/shm/mpich_shm_*; do grep -qsF "$file" /proc/[0-9]*/maps || rm -f "$file"; done'
 """Removes shared memory of MPICH that no process of the node maps."""
+GREETING = (
+    'say() { printf \'%s %s\\n\' "$(date +%FT%T)" "$*"; }',
+    'say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST"',
+)
 
 
 def render(job: JobSpec, site: Site) -> str:
@@ -79,19 +83,19 @@ def _head(job: JobSpec) -> list[str]:
         f"run={quote(run)}",
         f"python={quote(str(job.python))}",
         "umask 077",
-        'say() { printf \'%s %s\\n\' "$(date +%FT%T)" "$*"; }',
-        'say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST"',
+        *GREETING,
     ]
 
 
 def _environment(job: JobSpec, scheduler: Scheduler, nodes: int) -> list[str]:
+    world = {"ISOFLOP_WORLD_SIZE": str(job.ranks)}  # each rank holds its MPI world against it
+    return environment({**job.environment, **world}, scheduler, nodes)
+
+
+def environment(own: dict[str, str], scheduler: Scheduler, nodes: int) -> list[str]:
+    """Return the lines that load the site's modules and set its variables, then `own` ones."""
     many = scheduler.environment_many_nodes if nodes > 1 else {}
-    variables = {
-        **scheduler.environment,
-        **many,
-        **job.environment,
-        "ISOFLOP_WORLD_SIZE": str(job.ranks),  # each rank holds its MPI world against it
-    }
+    variables = {**scheduler.environment, **many, **own}
     return [
         *(f"module load {quote(name)}" for name in scheduler.modules),
         *(f"export {name}={quote(value)}" for name, value in variables.items()),
@@ -144,7 +148,7 @@ def _ranks(job: JobSpec, scheduler: Scheduler) -> list[str]:
     program = f'"$python" -m mpi4py -m {job.program} "$run" --attempt "$attempt"'
     several = len(job.components) > 1
     steps = [
-        _srun(part, scheduler, f" --het-group={index}" if several else "")
+        " ".join(map(quote, step_options(part, scheduler))) + (f" --het-group={index}" if several else "")
         for index, part in enumerate(job.components)
     ]
     srun = "srun " + " : ".join(f"{options} {program}" for options in steps)
@@ -179,16 +183,18 @@ def _ranks(job: JobSpec, scheduler: Scheduler) -> list[str]:
     ]
 
 
-def _srun(part: Resources, scheduler: Scheduler, group: str) -> str:
+def step_options(part: Resources, scheduler: Scheduler) -> list[str]:
+    """Return srun's options for a step of such ranks."""
     gpus = scheduler.srun_gpus if part.on_gpus and scheduler.node_gpus else ()
-    options = [
-        f"-N {part.nodes(scheduler)} -n {part.ranks} --ntasks-per-node={_per_node(part, scheduler)}",
+    return [
+        *("-N", str(part.nodes(scheduler)), "-n", str(part.ranks)),
+        f"--ntasks-per-node={_per_node(part, scheduler)}",
         f"-c{part.threads * scheduler.cpus_per_core}",
-        *map(quote, (*scheduler.srun, *gpus)),
+        *scheduler.srun,
+        *gpus,
         f"--export=ALL,OMP_NUM_THREADS={part.threads}",  # the job's own --export=NONE would reach the step, too
         "--kill-on-bad-exit=1",  # a rank that is lost ends the others; what they had to say is on disk by then
     ]
-    return " ".join(options) + group
 
 
 def _end(job: JobSpec) -> list[str]:

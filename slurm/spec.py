@@ -73,14 +73,11 @@ class JobSpec:
     """Variables for the ranks beside the site's own."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise SpecError(
-                f"job name {self.name!r}: 1 to 160 letters, digits, '_', '.', '-', not first '.' or '-'"
-            )
+        check_job_name(self.name)
         if not _MODULE.fullmatch(self.program):
             raise SpecError(f"program {self.program!r}: the name of a Python module")
         for name in ("run_dir", "python", "directory", "archive"):
-            _check_path(name, getattr(self, name))
+            check_path(name, getattr(self, name))
         if not self.components:
             raise SpecError("components: a job has at least one")
         if self.archive and len(self.components) > 1:
@@ -142,8 +139,14 @@ def capture(names: Iterable[str], environment: dict[str, str]) -> dict[str, str]
     return {name: environment[name] for name in names if name in environment}
 
 
-def _check_path(name: str, path: Path | None) -> None:
-    """Refuse what no file is called on purpose. Anything else is data and gets quoted."""
+def check_job_name(name: str) -> None:
+    """Refuse a name that a directive or a log's name could not hold as it is. Raises SpecError."""
+    if not _NAME.fullmatch(name):
+        raise SpecError(f"job name {name!r}: 1 to 160 letters, digits, '_', '.', '-', not first '.' or '-'")
+
+
+def check_path(name: str, path: Path | None) -> None:
+    """Refuse what no file is called on purpose. Anything else is data and gets quoted. Raises SpecError."""
     if path is None:
         return
     text = str(path)

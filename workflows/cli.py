@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workflows.fit_verbs import verbs
+from workflows import fit_verbs, study_verbs
+from workflows.arguments import Account, Json, Overrides, Queue, SiteName, StudyPath, emit, say, study_at
 
 if TYPE_CHECKING:
     from launch.rundir import RunDir
     from workflows.batch import Wishes
-    from workflows.study import Study
 
 app = typer.Typer(
     help="From a study file to a fitted scaling law.",
@@ -22,28 +21,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.add_typer(verbs)
+app.add_typer(study_verbs.verbs)
+app.add_typer(fit_verbs.verbs)
 
-StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="a study file, or a study's directory")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key: base.model.width=64")
-]
-SiteName = Annotated[str | None, typer.Option("--site", help="run there instead of the study's own site")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="a run's id, or its directory")]
 RunsDir = Annotated[Path, typer.Option(help="where studies are kept")]
 OneRun = Annotated[
     str | None, typer.Option("--run", metavar="ID", help="which run, where a study has several")
 ]
 Walltime = Annotated[str | None, typer.Option(help="H:MM:SS; default: the longest for so many nodes")]
-Queue = Annotated[str | None, typer.Option(help="a queue of the site; default: its first")]
-Account = Annotated[
-    str | None, typer.Option(help="project to charge; default: SBATCH_ACCOUNT, read by sbatch")
-]
 Restarts = Annotated[int, typer.Option(min=0, help="requeues in a row without a new checkpoint")]
 Archive = Annotated[
     Path | None, typer.Option(help="packed environment (.tar, .tar.gz) to unpack on every node's own disk")
 ]
-Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 
 
 def main() -> None:
@@ -65,21 +55,8 @@ def plan(study: StudyPath, overrides: Overrides = None, site: SiteName = None, a
     """Show the runs a study stands for, their size and the time they may take. Touches nothing."""
     from workflows import show
 
-    expanded = _study(study, overrides, site)
-    _print(show.plan_data(expanded) if as_json else show.plan_text(expanded))
-
-
-@app.command()
-def run(study: StudyPath, overrides: Overrides = None, site: SiteName = None, as_json: Json = False) -> None:
-    """Run what is missing of a study, fit the law and write the report."""
-    from workflows import show
-    from workflows.dag import run_study
-
-    expanded = _study(study, overrides, site)
-    with show.watching(expanded) as (tick, say):
-        result = run_study(expanded, tick, say)
-    _print(show.result_data(expanded, result) if as_json else show.result_text(expanded, result))
-    raise typer.Exit(show.exit_code(result))
+    expanded = study_at(study, overrides, site)
+    emit(show.plan_data(expanded) if as_json else show.plan_text(expanded))
 
 
 @app.command()
@@ -99,7 +76,7 @@ def render(
     from workflows.batch import script
 
     wishes = _wishes(walltime, queue, account, restarts, archive, portable)
-    _print(script(_study(study, overrides, site), run_id, wishes).removesuffix("\n"))
+    emit(script(study_at(study, overrides, site), run_id, wishes).removesuffix("\n"))
 
 
 @app.command()
@@ -122,22 +99,12 @@ def submit(
     from slurm.client import Client
     from workflows import batch
 
-    expanded = _study(study, overrides, site)
+    expanded = study_at(study, overrides, site)
     wishes = _wishes(walltime, queue, account, restarts, archive)
-    job = batch.submit(expanded, run_id, wishes, Client(), _say)
-    _print({"job": job.job_id, "name": job.name} if as_json else job.job_id)
+    job = batch.submit(expanded, run_id, wishes, Client(), say)
+    emit({"job": job.job_id, "name": job.name} if as_json else job.job_id)
     if wait:
-        raise typer.Exit(batch.follow(expanded, run_id, job, Client(), _say))
-
-
-@app.command()
-def status(study: StudyPath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Show how far each run of a study is, from the files of the runs alone."""
-    from workflows import show
-    from workflows.progress import study_status
-
-    statuses = study_status(_study(study, overrides, None))
-    _print(show.status_data(statuses) if as_json else show.status_text(statuses))
+        raise typer.Exit(batch.follow(expanded, run_id, job, Client(), say))
 
 
 @app.command()
@@ -165,10 +132,10 @@ def report(study: StudyPath, overrides: Overrides = None, as_json: Json = False)
     from workflows import show
     from workflows.conclude import fit_study, report_study
 
-    expanded = _study(study, overrides, None)
+    expanded = study_at(study, overrides, None)
     fitted = fit_study(expanded)
     path = report_study(expanded, fitted)
-    _print(show.fitted_data(fitted, path) if as_json else show.fitted_text(fitted, path))
+    emit(show.fitted_data(fitted, path) if as_json else show.fitted_text(fitted, path))
 
 
 @app.command()
@@ -205,7 +172,7 @@ def doctor(
     from workflows import show  # only now: a foreign package of one of our names would end it
 
     rows = [(finding.check, finding.verdict, finding.sentence) for finding in findings]
-    _print(
+    emit(
         [asdict(f) for f in findings] if as_json else show.table(("check", "verdict", "what was found"), rows)
     )
     raise typer.Exit(3 if any(finding.verdict == "wrong" for finding in findings) else 0)
@@ -219,20 +186,11 @@ def list_(
     from workflows import show
 
     rows = show.listing(what)
-    _print(
+    emit(
         [dict(zip(("name", "description"), row, strict=True)) for row in rows]
         if as_json
         else show.lines(rows)
     )
-
-
-def _study(path: Path, overrides: list[str] | None, site: str | None) -> Study:
-    """Return the study in a file, or the one that a study's directory keeps."""
-    from workflows.study import read_study
-
-    if path.is_dir():
-        return read_study(path / "study.yaml", [*(overrides or []), f"runs_dir={path.parent}"], site)
-    return read_study(path, overrides, site)
 
 
 def _wishes(
@@ -262,12 +220,3 @@ def _run_dir(verb: str, run_id: str, runs_dir: Path) -> RunDir:
             f"{verb}: no run '{run_id}' in {runs_dir}/*/; `isoflop status STUDY` lists the runs"
         )
     return RunDir(found[0])
-
-
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
-
-
-def _print(document: Any) -> None:
-    """Print text as it is and anything else as JSON, to stdout."""
-    print(document if isinstance(document, str) else json.dumps(document, indent=1))

@@ -12,21 +12,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import parsl
 
-from launch.attempt import INTERRUPTED, Command, run_attempt
+from launch.attempt import INTERRUPTED
 from launch.bootstrap import REQUEUE
 from launch.errors import LaunchError
-from launch.rundir import ExitRecord, locked, make_private, write_private
+from launch.rundir import ExitRecord, State, locked, make_private, write_private
 from slurm.strict_yaml import dumps
 from workflows.conclude import Fitted, fit_study, report_study
-from workflows.parsl_sites import Cores, parsl_config
-from workflows.study import Run, Study
+from workflows.parsl_pilots import Pilots, pilots
+from workflows.parsl_sites import DRIVER, Here, here
+from workflows.study import LOCK, STOP, Run, Study
 
 TICK_S = 0.5
 HOPELESS = (2, 3, 5)
@@ -51,9 +52,26 @@ class StudyResult:
     fitted: Fitted | None
     report: Path | None
     wall_s: float
+    warned: bool = False
+    """Whether it was the scheduler's warning that interrupted it: the study goes on when its job does."""
 
 
-def run_study(study: Study, tick: Callable[[], None], say: Callable[[str], None]) -> StudyResult:
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """What the command line may say about the nodes of a study, and about which of its runs are meant."""
+
+    account: str | None = None
+    queue: str | None = None
+    states: tuple[State, ...] = ("pending", "running", "failed", "requeue", "interrupted")
+    """Runs in these states are brought to their end."""
+
+
+def run_study(
+    study: Study,
+    tick: Callable[[], None],
+    say: Callable[[str], None],
+    asks: Asks = Asks(),
+) -> StudyResult:
     """Run what is missing of a study to its end, then fit and report, and return what came of it.
 
     `tick` is called twice a second while runs go on, `say` with a sentence worth a line in a log.
@@ -68,7 +86,7 @@ def run_study(study: Study, tick: Callable[[], None], say: Callable[[str], None]
     started_s = time.monotonic()
     make_private(study.directory)
     note = {"pid": os.getpid(), "host": socket.gethostname(), "since_s": time.time()}
-    with locked(study.directory / "lock", f"study '{study.file.name}'", note):
+    with locked(study.directory / LOCK, f"study '{study.file.name}'", note):
         write_private(study.directory / "study.yaml", dumps(study.resolved))
         for run in study.runs:
             _write_run(study, run)
@@ -76,29 +94,48 @@ def run_study(study: Study, tick: Callable[[], None], say: Callable[[str], None]
             study.workflow.prepare(run.config, study.cache_dir.resolve()) for run in study.runs
         ):
             say(sentence)
-        stop = threading.Event()
-        config = parsl_config(study.site, make_private(study.directory / ".parsl"))
-        with _signals_set(stop), parsl.load(config) as kernel:
-            runs, fit, report = _submit(study, stop, say, kernel)
+        (study.directory / STOP).unlink(missing_ok=True)
+        stop = Stop()
+        with _signals_set(stop), _place(study, say, asks) as (kernel, place):
+            runs, fit, report = _submit(study, stop, say, kernel, place, asks)
             while not report.done():
                 tick()
+                if (study.directory / STOP).exists():
+                    stop.set()
+                if not stop.is_set():
+                    place.tick()
                 time.sleep(TICK_S)
             failures = [failure for future in runs if (failure := future.result())]
             fitted = fit.result()
             interrupted = stop.is_set() and fitted is None  # too late a Ctrl-C interrupts nothing
-            result = StudyResult(failures, interrupted, fitted, report.result(), time.monotonic() - started_s)
+            wall_s = time.monotonic() - started_s
+            result = StudyResult(failures, interrupted, fitted, report.result(), wall_s, stop.warned)
     return result
 
 
+class Stop(threading.Event):
+    """Set when the study is to stop; `warned` when the scheduler's warning set it."""
+
+    warned = False
+
+
+def _place(
+    study: Study, say: Callable[[str], None], asks: Asks
+) -> AbstractContextManager[tuple[Any, Here | Pilots]]:
+    """Return where attempts run: allocations to ask for, or here, which may be within one."""
+    if study.site.scheduler is None or "SLURM_JOB_ID" in os.environ:
+        return here(study)
+    return pilots(study, say, asks.account, asks.queue)
+
+
 def _submit(
-    study: Study, stop: threading.Event, say: Callable[[str], None], kernel: Any
+    study: Study, stop: Stop, say: Callable[[str], None], kernel: Any, place: Here | Pilots, asks: Asks
 ) -> tuple[list[Future[Failure | None]], Future[Fitted | None], Future[Path | None]]:
     """Hand the graph to Parsl and return its futures."""
-    app = parsl.python_app(data_flow_kernel=kernel)
-    cores = Cores(study.site.usable_cores())
+    app = parsl.python_app(data_flow_kernel=kernel, executors=[DRIVER])
 
     def finish(run: Run) -> Failure | None:
-        return finish_run(study, run, cores, stop, say)
+        return finish_run(study, run, place, stop, say)
 
     def fit(inputs: list[Any]) -> Fitted | None:  # noqa: ARG001  (what Parsl waits for)
         return None if stop.is_set() else fit_study(study)
@@ -111,32 +148,30 @@ def _submit(
     order = sorted(
         study.runs, key=lambda run: (study.run_dir(run).state() != "running", -run.estimated_s(study.site))
     )
-    runs = [app(finish)(run) for run in order]
+    meant = [run for run in order if study.run_dir(run).state() in asks.states]
+    place.expect(meant)
+    runs = [app(finish)(run) for run in meant]
     fitted = app(fit)(inputs=runs)
     return runs, fitted, app(report)(fitted)
 
 
 def finish_run(
-    study: Study, run: Run, cores: Cores, stop: threading.Event, say: Callable[[str], None]
+    study: Study, run: Run, place: Here | Pilots, stop: threading.Event, say: Callable[[str], None]
 ) -> Failure | None:
     """Bring one run to its end, starting it again as often as its resources allow; None when that went well."""
-    directory, resources = study.run_dir(run), run.resources
-    wanted, there = resources.ranks * resources.threads, study.site.usable_cores()
-    command = Command(
-        study.workflow.program, resources.ranks, resources.threads, study.site.launcher, wanted > there
-    )
+    directory = study.run_dir(run)
     failed, reached = 0, -1
-    with cores.lent(min(wanted, there)):
+    with place.room(run):
         while directory.state() != "done" and not stop.is_set():
             try:
-                record = run_attempt(directory, command, stop)
+                record = place.attempt(run, directory, stop)
             except LaunchError as error:
                 record = ExitRecord(error.exit_code, str(error), -1, -1, time.time(), time.time())
             if record.code in (0, INTERRUPTED) or (record.code == REQUEUE and stop.is_set()):
                 continue  # in the last case the next driver goes on from what the ranks have committed
             failed += not (record.code == REQUEUE and record.step > reached)
             reached = max(reached, record.step)
-            final = failed > resources.retries or record.code in HOPELESS
+            final = failed > run.resources.retries or record.code in HOPELESS
             say(f"{run.id}: {record.cause}" + ("" if final else "; starting it again"))
             if final:
                 return Failure(run.id, record, directory.attempt(max(directory.attempts(), default=1), "err"))
@@ -152,14 +187,16 @@ def _write_run(study: Study, run: Run) -> None:
 
 
 @contextmanager
-def _signals_set(stop: threading.Event) -> Iterator[None]:
-    """Let INT and TERM set `stop` for the time of the body; a second one then acts as usual."""
+def _signals_set(stop: Stop) -> Iterator[None]:
+    """Let INT, TERM and the scheduler's warning set `stop` for the time of the body; a second one acts as usual."""
 
     def ask(number: int, _frame: object) -> None:
+        stop.warned |= number == signal.SIGUSR1
         stop.set()
         signal.signal(number, previous[signal.Signals(number)])
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    previous = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield
     finally:

@@ -32,6 +32,8 @@ class RunStatus:
     measuring_error: bool
     """The FLOP rate was higher than that, so it was measured wrong and left out."""
     left_s: float | None
+    heard_s: float | None
+    """Unix time of the last sign of life: the newest of what the last attempt has written."""
     cause: str
     log: Path | None
 
@@ -81,9 +83,16 @@ def run_status(directory: RunDir, run: Run, progress: str) -> RunStatus:
         share,
         wrong,
         left_s,
+        _heard_s(directory, last) if last else None,
         record.cause if record and record.code else "",
         directory.attempt(last, "err") if last else None,
     )
+
+
+def _heard_s(directory: RunDir, attempt: int) -> float | None:
+    """Return when an attempt last wrote something."""
+    files = [directory.attempt(attempt, suffix) for suffix in ("h5", "out", "err", "exit.json")]
+    return max((path.stat().st_mtime for path in files if path.exists()), default=None)
 
 
 def one_line(statuses: list[RunStatus]) -> str:

@@ -148,16 +148,20 @@ def status_table(statuses: list[RunStatus]) -> Table:
             _known(status.tokens_per_s, "{:,.0f}"),
             "measured wrong" if status.measuring_error else _known(status.peak_share, "{:.1%}"),
             "" if status.left_s is None else duration(status.left_s),
+            "" if status.heard_s is None else time.strftime("%m-%d %T", time.localtime(status.heard_s)),
             status.cause,
         )
         for status in statuses
     ]
-    return _table(("run", "state", "step", "done", "loss", "tokens/s", "of peak", "left", "cause"), rows)
+    return _table(
+        ("run", "state", "step", "done", "loss", "tokens/s", "of peak", "left", "heard", "cause"), rows
+    )
 
 
-def status_text(statuses: list[RunStatus]) -> str:
-    """Return the status as text."""
-    return _render(status_table(statuses))
+def status_text(statuses: list[RunStatus], jobs: Sequence[str] = ()) -> str:
+    """Return the status as text: the table, a line for each job, and where the logs of unfinished runs are."""
+    logs = [f"log: {status.log}" for status in statuses if status.log and status.state != "done"]
+    return "\n".join([_render(status_table(statuses)), *jobs, *logs])
 
 
 def status_data(statuses: list[RunStatus]) -> list[dict[str, Any]]:
@@ -166,9 +170,9 @@ def status_data(statuses: list[RunStatus]) -> list[dict[str, Any]]:
 
 
 def exit_code(result: StudyResult) -> int:
-    """Return the exit code of the contract: 130 interrupted, 1 a run failed, else the fit's own."""
+    """Return the exit code of the contract: 130 interrupted (75 by the scheduler), 1 a run failed, else the fit's."""
     if result.interrupted:
-        return 130
+        return 75 if result.warned else 130
     if result.failures or result.fitted is None:
         return 1
     return result.fitted.exit_code

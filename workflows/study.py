@@ -23,6 +23,10 @@ from workflows.errors import ConfigError
 from workflows.workflow import RunSize, Workflow, get
 
 NO_LAW = "none"
+LOCK = "lock"
+"""File in a study's directory that its driver holds locked."""
+STOP = "stop"
+"""File in a study's directory that asks its driver to stop, from any host."""
 START_UP_S = 5.0
 """What `plan` allows a run for starting Python, MPI and torch."""
 
@@ -38,6 +42,19 @@ class Resources(Section):
     """How often a run that failed is started again, from its last checkpoint."""
     oversubscribe: bool = False
     """Whether ranks may outnumber the site's cores and take turns on them; their times then say little."""
+
+
+class Pilots(Section):
+    """Allocations that the runs share on a site with a scheduler. Nodes are lent to runs whole."""
+
+    nodes: int | None = Field(default=None, ge=1)
+    """Of each allocation; default: as many as the widest run takes."""
+    walltime: str | None = None
+    """H:MM:SS of each; default: the longest that the queue grants so many nodes."""
+    at_most: int = Field(default=1, ge=1, le=100)
+    """Allocations at once."""
+    node_hours: float | None = Field(default=None, gt=0)
+    """What all of them together may cost; no allocation is asked for that could cost more."""
 
 
 class Isoflop(Section):
@@ -107,6 +124,8 @@ class StudyFile(Section):
     """Runs that the fit never sees; the law's prediction is held against them."""
     resources: Resources = Field(default=Resources())
     """What each run gets."""
+    pilots: Pilots = Field(default=Pilots())
+    """Where a scheduler has to be asked for nodes: how many, how long, how often."""
     analysis: Analysis = Field(default=Analysis())
     """The fit."""
 

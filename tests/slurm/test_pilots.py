@@ -1,0 +1,297 @@
+"""Allocations of a study under a Slurm that does as it is told: none twice, none too many, none forgotten."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.attempt import explain
+from launch.rundir import ExitRecord, make_private, write_exit
+from slurm.client import Client
+from slurm.errors import RefusedError, UnreachableError
+from slurm.states import describe
+from tests.conftest import ROOT
+from tests.slurm.conftest import FakeSlurm
+from workflows.errors import ConfigError
+from workflows.pilots import Fleet, read_pilots
+from workflows.study import Study, read_study
+
+PORT = 4242
+STEP_ENDED = "slurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026-01-01T00:00:00"
+
+
+@pytest.fixture
+def study(small, fake_slurm) -> Study:
+    """Return a study of two runs for the loopback site; its directory exists."""
+    return study_of(small)
+
+
+def study_of(small: Path, *overrides: str) -> Study:
+    settings = ["pilots={nodes: 2, walltime: '1:00:00'}", *overrides]
+    found = read_study(small, settings, "loopback")
+    make_private(found.directory / ".pilots")
+    return found
+
+
+def fleet_of(study: Study, said: list[str] | None = None, port: int = PORT) -> Fleet:
+    say: Callable[[str], None] = (said if said is not None else []).append
+    fleet = Fleet(study, Client(timeout_s=4), port, lambda token: ["work", token], say)
+    fleet.take_over()
+    return fleet
+
+
+def tick(fleet: Fleet, wanted: int = 1) -> None:
+    fleet._due_s = 0.0
+    fleet.tick(wanted)
+
+
+def asked(fake: FakeSlurm) -> int:
+    return len([call for call in fake.calls("sbatch") if "--test-only" not in call])
+
+
+def become(fake: FakeSlurm, state: str, reason: str = "None", **more: str) -> None:
+    fake.has(*({**job, "state": state, "reason": reason, **more} for job in fake.jobs()))
+
+
+def test_as_many_allocations_as_are_wanted_with_one_question_a_tick(study, fake_slurm):
+    fleet = fleet_of(study)
+    for _ in range(3):
+        tick(fleet, wanted=2)
+    assert asked(fake_slurm) == 2
+    assert len(fake_slurm.calls("squeue")) == 3
+    assert fake_slurm.calls("sacct") == fake_slurm.calls("scontrol") == []
+
+
+def test_an_allocation_that_ends_is_followed_by_another(study, fake_slurm):
+    said: list[str] = []
+    fleet = fleet_of(study, said)
+    tick(fleet)
+    become(fake_slurm, "NODE_FAIL")
+    tick(fleet)
+    assert asked(fake_slurm) == 2
+    assert "allocation 7 lost a node" in said
+    assert [pilot.phase for pilot in read_pilots(study.directory)] == ["ended", "queued"]
+
+
+@pytest.mark.parametrize("said", ["empty", "garbage", "unreachable", "hang"])
+def test_a_silent_scheduler_is_asked_for_nothing_twice(study, fake_slurm, said):
+    fleet = fleet_of(study)
+    fleet._client = fleet._poll._client = Client(timeout_s=0.5)
+    tick(fleet)
+    become(fake_slurm, "RUNNING")
+    tick(fleet)
+    fake_slurm.say(squeue=[said], sacct=[said], scontrol=[said])
+    for _ in range(2):
+        tick(fleet)
+    [pilot] = fleet.pilots
+    assert asked(fake_slurm) == 1
+    assert pilot.phase == "running", "the last that was known"
+    assert pilot.sentence.startswith("unknown since ")
+    fake_slurm.say()
+    tick(fleet)
+    assert (fleet.pilots[0].sentence, asked(fake_slurm)) == ("is running", 1)
+
+
+def test_a_job_that_the_controller_has_forgotten_is_over(study, fake_slurm):
+    fleet = fleet_of(study)
+    tick(fleet)
+    fake_slurm.has()
+    fake_slurm.say(sacct=["disabled"])
+    tick(fleet)
+    assert fleet.pilots[0].sentence == "has ended, and the scheduler has forgotten how"
+    assert asked(fake_slurm) == 2
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(2, id="2 kills"), pytest.param(50, marks=pytest.mark.full, id="50 kills")]
+)
+@pytest.mark.timeout(300)
+def test_a_driver_that_dies_between_sbatch_and_its_record_leaves_no_second_job(
+    small, study, fake_slurm, kills
+):
+    program = "import sys; from tests.slurm.test_pilots import die; die(sys.argv[1])"
+    for number in range(kills):
+        fake_slurm.say(sbatch=["orphan"])
+        died = subprocess.run([sys.executable, "-c", program, str(small)], cwd=ROOT, timeout=60)
+        assert died.returncode == -signal.SIGKILL
+        assert read_pilots(study.directory)[-1].job_id is None, "it did not live to write that down"
+        fake_slurm.say()
+        fleet = fleet_of(study)
+        tick(fleet)
+        [job] = fake_slurm.jobs()
+        assert [pilot.job_id for pilot in fleet.alive] == [job["id"]]
+        assert asked(fake_slurm) == number + 1
+        become(fake_slurm, "COMPLETED")
+        fleet._fruitless = 0
+        tick(fleet, wanted=0)
+        fake_slurm.has()
+
+
+def die(study: str) -> None:
+    """Ask for one allocation, in a process that does not survive it."""
+    fleet_of(study_of(Path(study))).tick(1)
+    raise SystemExit("the driver outlived its sbatch")
+
+
+def test_a_driver_that_died_before_sbatch_heard_anything_has_left_nothing(study, fake_slurm, monkeypatch):
+    fleet = fleet_of(study)
+    tick(fleet)
+    monkeypatch.setattr("workflows.pilots.LANDING_S", 0.0)
+    fleet._note(type(fleet.pilots[0])(**{**vars_of(fleet.pilots[0]), "job_id": None}))
+    fake_slurm.has()
+    again = fleet_of(study)
+    assert again.alive == []
+    assert again.pilots[0].sentence == "was never taken"
+
+
+def vars_of(pilot) -> dict:
+    return {name: getattr(pilot, name) for name in pilot.__slots__}
+
+
+def test_without_an_answer_nothing_is_asked_for_after_a_driver_has_died(study, fake_slurm):
+    tick(fleet_of(study))
+    fake_slurm.say(squeue=["unreachable"])
+    with pytest.raises(UnreachableError):
+        fleet_of(study)
+
+
+def test_an_allocation_that_reports_elsewhere_is_ended(study, fake_slurm):
+    tick(fleet_of(study))
+    fleet = fleet_of(study, port=PORT + 1)
+    assert fleet.alive == []
+    assert fake_slurm.jobs() == []
+
+
+def test_the_budget_is_never_overdrawn(small, fake_slurm):
+    study = study_of(small, "pilots.node_hours=3")  # an allocation may cost two
+    fleet = fleet_of(study)
+    tick(fleet, wanted=5)
+    assert [pilot.walltime_s for pilot in fleet.pilots] == [3600, 1800], (
+        "the second has what the first may leave"
+    )
+    assert fleet.problem.startswith("pilots.node_hours=3: the rest of the budget is too little")
+    assert sum(pilot.node_hours() for pilot in fleet.pilots) <= 3
+    become(fake_slurm, "COMPLETED")
+    tick(fleet, wanted=5)
+    assert asked(fake_slurm) == 2, "a study whose budget was spent stays stopped"
+    assert sum(pilot.node_hours() for pilot in fleet.pilots) < 0.1, "what was not used was not spent"
+
+
+def test_a_node_on_which_runs_die_twice_gets_no_third(study, fake_slurm):
+    for run, node in zip(study.runs, ("n3", "n3"), strict=True):
+        directory = study.run_dir(run)
+        make_private(directory.path)
+        write_exit(directory, 1, ExitRecord(1, "killed", 0, -1, 0, 0, node))
+        write_exit(directory, 2, ExitRecord(1, "its own mistake", 0, -1, 0, 0))
+    write_exit(study.run_dir(study.runs[0]), 3, ExitRecord(1, "killed", 0, -1, 0, 0, "n1"))
+    fleet = fleet_of(study)
+    assert fleet.allocation("t", 600).exclude == ("n3",)
+
+
+def test_a_full_queue_is_not_asked(study, fake_slurm):
+    others = [{"id": str(n), "name": "other", "state": "PENDING"} for n in range(100, 149)]
+    fake_slurm.has(*others)  # the site takes 50
+    fleet = fleet_of(study)
+    tick(fleet, wanted=1)
+    assert asked(fake_slurm) == 1
+    tick(fleet, wanted=2)
+    assert asked(fake_slurm) == 1
+
+
+def test_allocations_that_do_nothing_are_given_up(study, fake_slurm):
+    fleet = fleet_of(study)
+    for _ in range(6):
+        tick(fleet)
+        become(fake_slurm, "FAILED")
+    assert asked(fake_slurm) == 3
+    assert "ended without starting a run" in fleet.problem
+
+
+def test_a_refused_allocation_says_why(study, fake_slurm):
+    fleet = fleet_of(study)
+    fake_slurm.say(sbatch=["refuse"])
+    tick(fleet)
+    assert "Invalid account" in fleet.problem
+    with pytest.raises(RefusedError, match="Invalid account"):
+        fleet.check()
+
+
+def test_a_run_too_wide_for_its_allocations_is_refused(small, fake_slurm):
+    with pytest.raises(ConfigError, match="takes 4 nodes of loopback"):
+        fleet_of(study_of(small, "resources={ranks: 4, threads: 5}"))
+
+
+def test_status_says_why_it_waits_and_cancel_ends_it(small, study, fake_slurm, isoflop):
+    tick(fleet_of(study))
+    become(fake_slurm, "PENDING", "QOSMaxJobsPerUserLimit")
+    done = isoflop("status", small, "--site", "loopback")
+    assert done.status == 0, done.stderr
+    assert "allocation 7 waits: you have as many jobs running as this queue allows" in done.stdout
+    done = isoflop("cancel", small, "--set", "site=loopback")
+    assert (done.status, done.stdout) == (0, "job 7 (allocation) was cancelled\n"), done.stderr
+    assert fake_slurm.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("tail", "cause", "rank", "node"),
+    [
+        ("srun: error: n2: task 1: Killed\n" + STEP_ENDED + " ***", "rank 1 on n2", 1, "n2"),
+        ("srun: error: Node failure on n4\nsrun: error: n1: task 0: Killed", "node n4 was lost", -1, "n4"),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=3.0.", "a rank ran out of memory", -1, ""),
+        (STEP_ENDED + " DUE TO TIME LIMIT ***", "the walltime was over", -1, ""),
+        (STEP_ENDED + " ***", "its step was ended from outside", -1, ""),
+        ("srun: error: Task launch for StepId=3.0 failed on node n3: no", "node n3 did not start", -1, "n3"),
+    ],
+)
+def test_what_srun_says_becomes_a_cause_and_a_place(tail, cause, rank, node):
+    found = explain(137, tail, -1)
+    assert found[0].startswith(cause)
+    assert found[1:] == (rank, node)
+
+
+def test_memory_and_nodes_are_named_by_the_scheduler_too():
+    assert describe("OUT_OF_MEMORY").sentence == "ran out of memory"
+    assert describe("NODE_FAIL").sentence == "lost a node"
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.full)])
+@pytest.mark.timeout(1200)
+def test_a_study_of_many_runs_loses_none(small, fake_slurm, count, tmp_path):
+    fake_slurm.say(sbatch=["starts"], srun=["finish"])
+    argv = [
+        *(sys.executable, "-c", MEASURED, "run", str(small), "--site", "loopback", "--json"),
+        *("--set", f"sweep.grid={{train.seed: {list(range(count))}}}"),
+        *("--set", "pilots={nodes: 4, at_most: 2}"),
+    ]
+    started_s = time.monotonic()
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=1100, env={**os.environ})
+    ticks = (time.monotonic() - started_s) / 0.5
+    result = json.loads(done.stdout)
+    assert [run["state"] for run in result["runs"]] == ["done"] * count, done.stderr[-2000:]
+    attempts = [list(path.glob("*.exit.json")) for path in (tmp_path / "runs" / "small").glob("seed*")]
+    assert {len(found) for found in attempts} == {1}
+    assert len(fake_slurm.calls("squeue")) <= ticks
+    assert asked(fake_slurm) <= 4
+    [peak] = [int(line.split()[1]) for line in done.stderr.splitlines() if line.startswith("peak_kib ")]
+    print(
+        f"{count} runs, {asked(fake_slurm)} allocations, {len(fake_slurm.calls('squeue'))} questions, peak {peak} KiB"
+    )
+    assert peak < 300 * 1024
+
+
+MEASURED = """
+import resource, sys
+from workflows.cli import main
+try:
+    main()
+finally:
+    print("peak_kib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+"""
