@@ -98,12 +98,16 @@ def run_study(
         stop = Stop()
         with _signals_set(stop), _place(study, say, asks) as (kernel, place):
             runs, fit, report = _submit(study, stop, say, kernel, place, asks)
+            stopping = False
             while not report.done():
                 tick()
                 if (study.directory / STOP).exists():
                     stop.set()
                 if not stop.is_set():
                     place.tick()
+                elif not stopping:
+                    stopping = True
+                    place.stop()
                 time.sleep(TICK_S)
             failures = [failure for future in runs if (failure := future.result())]
             fitted = fit.result()

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +94,10 @@ class Pilots:
         """Say which runs will want nodes, before their turn comes."""
         self._unfinished.update({run.id: nodes_of(run, self._study) for run in runs})
 
+    def stop(self) -> None:
+        """Let the ranks commit what they have and end."""
+        self.fleet.warn(self.fleet.alive)
+
     def tick(self) -> None:
         """Keep as many allocations as the unfinished runs can fill, and give back those that none fills."""
         limit = self._study.file.pilots.at_most
@@ -123,27 +127,41 @@ class Pilots:
             "ranks_per_node": -(-resources.ranks // nodes),
         }
         future = self._app(str(directory.path.resolve()), step, parsl_resource_specification=size)
-        self._wait(future, stop)
-        if not future.done():
+        self._wait(future, stop, lambda: directory.attempts() != before and self._is_over(job_of(directory)))
+        begun = directory.attempts() != before
+        if not future.done() and not (begun and self._is_over(job_of(directory))):
             cause = "the driver was interrupted" if stop.is_set() else self.fleet.problem
             return _ended(INTERRUPTED if stop.is_set() else 3, cause)
-        record, begun = directory.last_exit(), directory.attempts() != before
-        if record is not None and (begun or not future.exception()):
+        error = future.exception() if future.done() else None
+        record = directory.last_exit()
+        if record is not None and (begun or (future.done() and error is None)):
             return record
-        return self._cut(directory, begun, future, stop)
+        return self._cut(directory, begun, error, stop)
 
-    def _wait(self, future: Future[None], stop: threading.Event) -> None:
-        """Wait for an attempt; when the driver is to stop, only for as long as ranks may take to commit."""
+    def _wait(self, future: Future[None], stop: threading.Event, is_lost: Callable[[], bool]) -> None:
+        """Wait for an attempt; when the driver is to stop, only for as long as ranks may take to commit.
+
+        Parsl notices some time after the scheduler that an allocation is gone with all that ran on it.
+        """
+        ended = self.fleet.ended
         while not future.done() and not stop.is_set():
             if self.fleet.problem and not self.fleet.alive:
                 return
+            if self.fleet.ended != ended:
+                ended = self.fleet.ended
+                if is_lost():
+                    return
             wait([future], TICK_S)
         wait([future], GRACE_S if stop.is_set() else 0)
 
-    def _cut(self, directory: RunDir, begun: bool, future: Future[None], stop: threading.Event) -> ExitRecord:
+    def _is_over(self, job_id: str | None) -> bool:
+        return any(pilot.job_id == job_id and pilot.ended_s is not None for pilot in self.fleet.pilots)
+
+    def _cut(
+        self, directory: RunDir, begun: bool, error: BaseException | None, stop: threading.Event
+    ) -> ExitRecord:
         """Return what became of an attempt without a word of its own: it goes on elsewhere, or never began."""
-        error = future.exception()
-        if not begun and error is not None and not _is_lost(error):
+        if not begun and error is not None and type(error).__name__ != "ManagerLost":
             return _ended(1, f"it could not be started on its nodes: {type(error).__name__}: {error}")
         if not begun:
             return _ended(INTERRUPTED, "its allocation ended before it began")
@@ -158,11 +176,6 @@ class Pilots:
         if not directory.is_alive():
             write_exit(directory, directory.attempts()[-1], record)
         return record
-
-
-def _is_lost(error: BaseException | None) -> bool:
-    """Return whether Parsl says that who carried out the attempt is gone."""
-    return type(error).__name__ in ("ManagerLost", "WorkerLost")
 
 
 def _ended(code: int, cause: str) -> ExitRecord:

@@ -70,6 +70,9 @@ class Here:
     def tick(self) -> None:
         """Nothing has to be asked for."""
 
+    def stop(self) -> None:
+        """Nothing has to be said: who waits for an attempt ends it."""
+
     def attempt(self, run: Run, directory: RunDir, stop: threading.Event) -> ExitRecord:
         """Bring the next attempt to its end and return how it ended."""
         return run_attempt(directory, self._starts(run), stop)

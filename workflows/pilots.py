@@ -260,12 +260,23 @@ class Fleet:
         if problems:
             raise RefusedError("\n".join(problems))
 
+    @property
+    def ended(self) -> int:
+        """How many have ended."""
+        return len(self.pilots) - len(self.alive)
+
+    def warn(self, pilots: list[Pilot]) -> None:
+        """Tell the ranks of these allocations to commit what they have and end."""
+        self._each(
+            [pilot for pilot in pilots if pilot.job_id], lambda job_id: self._client.signal(job_id, "TERM")
+        )
+
     def leave(
         self, pilots: list[Pilot], grace_s: float = 0.0, idle: Callable[[], bool] = lambda: True
     ) -> None:
         """Let the ranks of these allocations commit, wait up to `grace_s` until `idle()`, then end them."""
         there = [pilot for pilot in pilots if pilot.job_id]
-        self._each(there, lambda job_id: self._client.signal(job_id, "TERM"))
+        self.warn(there)
         deadline_s = time.monotonic() + grace_s
         while not idle() and time.monotonic() < deadline_s:
             time.sleep(0.2)
