@@ -32,7 +32,7 @@ from slurm.client import Client
 from slurm.script import step_options
 from workflows.parsl_app import attempt_on_nodes
 from workflows.parsl_sites import DRIVER, Say
-from workflows.pilots import Fleet, nodes_of, resources_of
+from workflows.pilots import Fleet, Pilot, nodes_of, resources_of
 from workflows.study import Run, Study
 
 FOLDER = ".pilots"
@@ -78,8 +78,14 @@ class Pilots:
         self.fleet = fleet
         self._study, self._executor = study, executor
         self._app = parsl.python_app(data_flow_kernel=kernel, executors=[executor.label])(attempt_on_nodes)
+        fleet.on_end = self._hold
         self._unfinished: dict[str, int] = {}
         """Nodes of each run that is being brought to its end, by its id."""
+
+    def _hold(self, pilot: Pilot) -> None:
+        """Send nothing more to an allocation that is over: Parsl would until it misses its heartbeats."""
+        hold: Callable[[str], None] = self._executor._hold_block
+        hold(pilot.token)
 
     @contextmanager
     def room(self, run: Run) -> Iterator[None]:

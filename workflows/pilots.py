@@ -113,6 +113,8 @@ class Fleet:
         """`argv` gives the command of an allocation with that token, which reports to `port` of this host."""
         self.problem = ""
         """Why no further allocation will be asked for, in a sentence; empty as long as one may be."""
+        self.on_end: Callable[[Pilot], None] = lambda _pilot: None
+        """Told of each allocation that is over, before anybody else can see that."""
         self._study, self._client, self._say = study, client, say
         self._port, self._argv, self._host = port, argv, socket.gethostname()
         self._account, self._queue = account, queue
@@ -295,6 +297,7 @@ class Fleet:
 
     def _end(self, pilot: Pilot, sentence: str) -> None:
         """Write down that an allocation is over, and give up when too many are over without having done anything."""
+        self.on_end(pilot)
         self._note(replace(pilot, phase="ended", sentence=sentence, ended_s=time.time()))
         self._say(f"allocation {pilot.job_id or pilot.token} {sentence}")
         attempts = self._count_attempts()

@@ -16,7 +16,7 @@ from tests.slurm.conftest import CLUSTER, Cluster
 from tests.workflows.conftest import ISOFLOP
 
 LONG = ("--set", "base.train.steps=1500", "--set", "base.train.checkpoint_every=20")
-ACROSS = ("--set", "base.train.steps=120", "--set", "sweep.grid={model.width: [16]}")
+ACROSS = ("--set", "base.train.steps=60", "--set", "sweep.grid={model.width: [16]}")
 PAIR = ("--set", "resources={ranks: 2, threads: 5, retries: 2}", "--set", "pilots={nodes: 2, walltime: '10'}")
 
 
@@ -73,8 +73,9 @@ def test_a_study_shares_an_allocation_and_outlives_the_loss_of_a_node(
         cluster.call(CLUSTER, "boot", cluster.directory, node)
     assert [held["state"] for held in json.loads(stdout)["runs"]] == ["done"], stderr
     first = run.exit_record(1)
-    assert (first.code, run.exit_record(2).code) == (75, 0)
-    assert "lost a node" in stderr
+    assert first.code in (1, 75), "its launcher heard of it, or nobody could"
+    assert "was lost" in first.cause or "lost a node" in first.cause
+    assert run.exit_record(2).code == 0
     assert node not in hosts(run, 2)
     assert cluster.client.queued() == {} or all(
         job.state.phase == "ended" for job in cluster.client.queued().values()
