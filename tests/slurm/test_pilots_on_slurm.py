@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -132,9 +131,9 @@ def test_the_waiting_allocation_of_a_killed_driver_is_taken_over(cluster: Cluste
         os.killpg(first.pid, signal.SIGKILL)
         first.communicate()
         second = driver()
-        time.sleep(1)
+        heard = next(line for line in second.stderr if "of an earlier driver" in line)
     finally:
         cluster.call("scontrol", "update", "PartitionName=batch", "State=UP")
     stdout, stderr = second.communicate(timeout=150)
     assert [held["state"] for held in json.loads(stdout)["runs"]] == ["done"] * 2, stderr
-    assert [held["job_id"] for held in json.loads(jobs.read_text())] == [pilot["job_id"]]
+    assert [held["job_id"] for held in json.loads(jobs.read_text())] == [pilot["job_id"]], heard + stderr
