@@ -151,7 +151,7 @@ def export(
 
     if format_ != "safetensors":
         raise ConfigError(f"export: --format {format_}; there is safetensors")
-    for path in export_run(_run_dir("export", run_id, runs_dir), out, _say):
+    for path in export_run(_run_dir("export", run_id, runs_dir), out, say):
         print(path)
 
 
