@@ -205,6 +205,8 @@ class OutputConfig(Section):
     """Nearest nodes by cosine of each node, exactly; their number grows the work by nodes squared."""
     npy: bool = False
     """`vectors.npy` as well."""
+    powers: bool = False
+    """FastRP: each power as well, in `powers/`, which `execution.update_of` starts from."""
     word2vec: bool = False
     """`vectors.txt` as well: a line of nodes and columns, then a line for each node."""
 
@@ -218,6 +220,8 @@ class RunConfig(Section):
     """What halo rows travel as."""
     overlap: bool = False
     """Whether a rank's own columns are multiplied while the halo travels."""
+    update_of: str | None = None
+    """FastRP: directory of a run with `output.powers`; what has changed since is computed, with the same result."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 1
     """Powers between checkpoints; 0 for none."""
     timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3600.0
@@ -238,13 +242,27 @@ class EmbedConfig(Section):
     execution: RunConfig = Field(default=RunConfig())
     """On what terms."""
 
+    @model_validator(mode="after")
+    def _exact(self) -> EmbedConfig:
+        plain = self.embedding.method == "fastrp" and not self.embedding.features
+        exact = self.execution.wire == "fp32" and not self.execution.overlap
+        if (self.output.powers or self.execution.update_of) and not (plain and exact):
+            raise ValueError(
+                "output.powers and execution.update_of take embedding.method=fastrp without features, "
+                "execution.wire=fp32 and no overlap: only there is a row the same whoever computes it"
+            )
+        return self
+
 
 def mathematics(config: EmbedConfig) -> dict[str, Any]:
     """Return what decides the result; how its work is cut is left out."""
     graph_only = {"chunk_bytes", "edges"}
     return config.model_dump(
         mode="json",
-        exclude={"graph": graph_only, "execution": {"column_block", "checkpoint_every", "timeout_s"}},
+        exclude={
+            "graph": graph_only,
+            "execution": {"column_block", "checkpoint_every", "timeout_s", "update_of"},
+        },
     )
 
 

@@ -57,6 +57,8 @@ def footprint(config: EmbedConfig, ranks: int) -> Footprint:
     reading = _reading_bytes(config, graph, ranks)
     index = 4 if ranks == 1 else 8  # a column's number and its place, which one rank need not tell apart
     matrix = 8 * n + 4 * n + z * (index + 4 * costs.values) + (0 if _alike(config) else 4 * z)
+    if config.execution.update_of:
+        matrix *= 2  # the rows that are multiplied beside all of them; at most those are all
     state = costs.matrices * n * embedding.dim * 4
     operand = (n + h) * block * 4 + h * block * wire * (1 if wire == 4 else 2) * (ranks > 1)
     blocks = -(-embedding.dim // block)

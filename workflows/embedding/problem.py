@@ -44,8 +44,12 @@ class Problem:
     @cached_property
     def propagator(self) -> SpreadMatrix:
         """What powers are taken of, A = D^-1 S or S itself. Cost: that of SpreadMatrix, when first asked for."""
+        return self.matrix(self.values())
+
+    def values(self) -> NDArray[np.float32]:
+        """Return the values of A, (entries,)."""
         adjacency = self.config.embedding.input_matrix == "adjacency"
-        return self.matrix(np.array(self.graph.weights) if adjacency else self.transition())
+        return np.array(self.graph.weights) if adjacency else self.transition()
 
     def of_columns(self, own: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return the value of each entry's column, (entries,), given those of the own nodes.

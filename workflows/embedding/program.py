@@ -28,9 +28,11 @@ from workflows.embedding.config import EmbedConfig
 from workflows.embedding.convert import readable
 from workflows.embedding.labels import Labels, read_labels
 from workflows.embedding.problem import Blocks, Problem, standardize
+from workflows.embedding.update import Update, keep_power, keep_rows
 
 STREAMS = (
     StreamSpec("power_s", "s", "wall time of the step, on the slowest rank"),
+    StreamSpec("rows", "1", "of an update: rows that all ranks together multiplied in the step"),
     StreamSpec("halo_bytes", "B", "sent by all ranks together in the step"),
     StreamSpec(
         "micro_f1", "1", "mean over shuffles; step: percent of labels that train, tokens: nodes that train"
@@ -100,7 +102,8 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
     Raises:
         RequeueRequest: a signal came to some rank, and all have committed the same step.
     """
-    method, clock = methods.get(config.embedding.method), Clock()
+    update = Update(config.execution.update_of) if config.execution.update_of else None
+    method, clock = update or methods.get(config.embedding.method), Clock()
     graph = graphs.load(job.comm, readable(config.graph, cache_dir), config.eval.links)
     problem = Problem(graph, config)
     wanted = config.eval.classification  # read first: a wrong file must not be found out after the embedding
@@ -117,6 +120,8 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
         Metrics(job.comm, attempt_file, meta=meta, streams=STREAMS, summary=SUMMARY) as metrics,
     ):
         state = method.begin(problem)
+        if config.output.powers:
+            keep_rows(job.run.path, graph, config)
         step = _restore(job, problem, state, metrics) if saved else 0
         with Watchdog(job, config.execution.timeout_s) as watchdog:
             while step < steps:
@@ -130,6 +135,11 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
                 slowest_s = job.comm.allreduce(lap_s, MPI.MAX)
                 sent = job.comm.allreduce(halo.sent_bytes - sent_before)
                 metrics.record(step, work * step // steps, power_s=slowest_s, halo_bytes=sent)
+                if update:
+                    rows = job.comm.allreduce(int(state["changed"][0].sum()))
+                    metrics.record(step, work * step // steps, rows=rows)
+                if config.output.powers:
+                    keep_power(job.run.path, graph, state["power"], step)
                 if step < steps:
                     _border(job, problem, state, step, metrics, stop)
                     clock.lap()

@@ -43,6 +43,10 @@ class FastRP:
         """Multiply by A once more and add what this power counts. Cost: a product."""
         for block in state["power"]:
             problem.propagator.multiply(block, block)
+        self.add(problem, state, step)
+
+    def add(self, problem: Problem, state: State, step: int) -> None:
+        """Add what the power of `step` counts."""
         weight = problem.config.embedding.weights[step - 1]
         if weight:
             problem.add_rows(state["sum"], state["power"], weight, problem.config.embedding.row_l2)
