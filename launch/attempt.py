@@ -20,7 +20,7 @@ from launch.errors import LaunchError
 from launch.lifeline import VARIABLE, Lifelines
 from launch.rundir import FILE_MODE, ExitRecord, RunDir, write_exit
 
-INTERRUPTED = 130
+INTERRUPTED, REQUEUE = 130, 75
 GRACE_S = 30.0
 WATCH_S = 0.1
 TAIL_BYTES = 4096
@@ -35,6 +35,7 @@ _STEP_LOST = (  # what Slurm says of a step that it ended itself; a group names 
     (re.compile(r"CANCELLED AT \S+ DUE TO TIME LIMIT"), "the walltime was over"),
     (re.compile(r"CANCELLED AT \S+ DUE TO NODE FAILURE"), "a node was lost"),
 )
+_TAKEN = re.compile(r"^(a )?node .*(was lost|did not start)|^the walltime was over")
 _CANCELLED = re.compile(r"CANCELLED AT \S+")
 _SPEAKS = re.compile(r"^(?!\s|=|Abort\(|YOUR APP|This typ|Please see)(\S.*)$", re.MULTILINE)
 
@@ -146,8 +147,10 @@ def run_attempt(run: RunDir, command: Starts, stop: threading.Event) -> ExitReco
         if stopped
         else explain(status, _tail(out) + _tail(err), lines.first_gone)
     )
-    code = INTERRUPTED if stopped else 1
-    write_exit(run, number, ExitRecord(code, cause, rank, -1, started_s, time.time(), node))
+    taken = _TAKEN.search(cause) is not None  # not the run's fault: it goes on elsewhere
+    code = INTERRUPTED if stopped else REQUEUE if taken else 1
+    step = run.committed_step() if taken else -1
+    write_exit(run, number, ExitRecord(code, cause, rank, step, started_s, time.time(), node))
     record = run.exit_record(number)
     if record is None:
         raise LaunchError(f"{run.attempt(number, 'exit.json')}: could not be written or read back")
