@@ -95,6 +95,18 @@ def test_a_warning_to_one_rank_commits_the_step_and_asks_to_be_requeued(embed, f
     assert vectors(run).tobytes() == vectors(finished).tobytes()
 
 
+@pytest.mark.full
+def test_a_rank_that_stands_still_ends_the_job_and_is_named(embed):
+    config = {**CONFIG, "execution": {"column_block": 16, "timeout_s": 8}}
+    ended, run = embed(2, config, 1, 3, signal.SIGSTOP)
+    assert ended.status != 0
+    assert (run.last_exit().code, run.last_exit().rank) == (1, 1)
+    assert run.last_exit().cause.startswith(
+        "nothing has moved for 8 s: rank 1 is late, without a word after step 2"
+    )
+    assert checkpoint.steps(run.checkpoints) == [1, 2], "the step before can be gone on from"
+
+
 @pytest.mark.parametrize(
     ("ranks", "text", "sentence"),
     [
