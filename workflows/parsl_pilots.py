@@ -84,8 +84,14 @@ class Pilots:
 
     def _hold(self, pilot: Pilot) -> None:
         """Send nothing more to an allocation that is over: Parsl would until it misses its heartbeats."""
-        hold: Callable[[str], None] = self._executor._hold_block
-        hold(pilot.token)
+        if self._is_connected():
+            hold: Callable[[str], None] = self._executor._hold_block
+            hold(pilot.token)
+
+    def _is_connected(self) -> bool:
+        """Return whether Parsl's interchange lives; a question to a dead one would wait for ever."""
+        process = self._executor.interchange_proc
+        return process is not None and process.poll() is None
 
     @contextmanager
     def room(self, run: Run) -> Iterator[None]:
@@ -106,10 +112,13 @@ class Pilots:
 
     def tick(self) -> None:
         """Keep as many allocations as the unfinished runs can fill, and give back those that none fills."""
+        if not self._is_connected() and not self.fleet.problem:
+            self.fleet.problem = f"Parsl's interchange has ended; see {self._executor.logdir}"
+            self.fleet.leave(self.fleet.alive)
         limit = self._study.file.pilots.at_most
         wanted = min(limit, -(-sum(self._unfinished.values()) // self.fleet.nodes))
         self.fleet.tick(wanted)
-        if len(self.fleet.alive) > wanted:
+        if len(self.fleet.alive) > wanted and self._is_connected():
             self._give_back(len(self.fleet.alive) - wanted)
 
     def _give_back(self, count: int) -> None:
@@ -237,6 +246,8 @@ def pilots(study: Study, say: Say, account: str | None, queue: str | None) -> It
         block_error_handler=False,
         encrypted=True,
     )
+    # Ctrl-C reaches the driver alone, and what it leaves behind when it is killed would hold its port.
+    executor.interchange_launch_cmd = ["setsid", "setpriv", "--pdeathsig", "KILL", "interchange.py"]
     # An allocation that an earlier driver asked for has these certificates, too.
     executor.cert_dir = str(certificates.resolve())  # type: ignore[assignment]
     threads = min(len(study.runs), fleet.nodes * study.file.pilots.at_most) + 1

@@ -262,12 +262,38 @@ def test_memory_and_nodes_are_named_by_the_scheduler_too():
     assert describe("NODE_FAIL").sentence == "lost a node"
 
 
+def interchanges(driver: int) -> list[int]:
+    """Return the children of a driver."""
+    found = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_driver_that_is_ended_with_all_of_its_group_leaves_no_process(small, study, fake_slurm, number):
+    argv = [sys.executable, "-m", "tests.slurm.command", "run", str(small), "--site", "loopback"]
+    driver = subprocess.Popen(
+        argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline_s = time.monotonic() + 60
+    while not any(pilot.job_id for pilot in read_pilots(study.directory)):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    children = interchanges(driver.pid)
+    assert len(children) == 1
+    os.killpg(driver.pid, number)
+    assert driver.wait(timeout=60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert (fake_slurm.jobs() == []) == (number == signal.SIGINT), "only the dead cannot cancel"
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.full)])
 @pytest.mark.timeout(1200)
 def test_a_study_of_many_runs_loses_none(small, fake_slurm, count, tmp_path):
     fake_slurm.say(sbatch=["starts"], srun=["finish"])
     argv = [
-        *(sys.executable, "-c", MEASURED, "run", str(small), "--site", "loopback", "--json"),
+        *(sys.executable, "-m", "tests.slurm.command", "run", str(small), "--site", "loopback", "--json"),
         *("--set", f"sweep.grid={{train.seed: {list(range(count))}}}"),
         *("--set", "pilots={nodes: 4, at_most: 2}"),
     ]
@@ -285,13 +311,3 @@ def test_a_study_of_many_runs_loses_none(small, fake_slurm, count, tmp_path):
         f"{count} runs, {asked(fake_slurm)} allocations, {len(fake_slurm.calls('squeue'))} questions, peak {peak} KiB"
     )
     assert peak < 300 * 1024
-
-
-MEASURED = """
-import resource, sys
-from workflows.cli import main
-try:
-    main()
-finally:
-    print("peak_kib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
-"""
