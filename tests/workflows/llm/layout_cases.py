@@ -118,10 +118,10 @@ def parallel_steps(config: LlmConfig, weights: Arrays) -> Arrays:
     found: Arrays = {}
     for step in range(STEPS):
         mine = batch(step, config, model.mesh.place("dp"), layout.dp)
-        total = comm.allreduce(model.loss_sum(*mine))
-        found[f"evaluated {step}"] = np.array(total / config.tokens_per_step)
         value, norm = model.backward(*mine)
         assert all(counts_on(model)), "a bucket of gradients left early, or never"
+        total = comm.allreduce(model.loss_sum(*mine))  # here, weights that it keeps gathered miss the update
+        found[f"evaluated {step}"] = np.array(total / config.tokens_per_step)
         found[f"loss {step}"], found[f"norm {step}"] = np.array(value), np.array(norm)
         gradients = model.gradients()
         found |= {f"gradient {step} {name}": whole for name, whole in gathered(model, gradients).items()}
