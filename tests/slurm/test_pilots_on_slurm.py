@@ -81,6 +81,7 @@ def test_a_study_shares_an_allocation_and_outlives_the_loss_of_a_node(
     ), "no allocation is left behind"
 
 
+@pytest.mark.full
 @pytest.mark.timeout(240)
 def test_a_cancelled_study_is_resumed_from_what_it_committed(cluster: Cluster, small, driver, isoflop):
     one = ("--set", "sweep.grid={model.width: [16]}")
@@ -119,6 +120,7 @@ def test_a_study_in_one_job_goes_on_when_its_job_is_warned(cluster: Cluster, sma
     assert 75 in [run.exit_record(1).code for run in runs_of(small)]
 
 
+@pytest.mark.full
 @pytest.mark.timeout(240)
 def test_the_waiting_allocation_of_a_killed_driver_is_taken_over(cluster: Cluster, small, driver):
     cluster.call("scontrol", "update", "PartitionName=batch", "State=DOWN")
