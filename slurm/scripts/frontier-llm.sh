@@ -76,6 +76,7 @@ config:
     top_k: 2
     capacity: null
     bias_rate: 0.001
+    init_from: null
   data:
     source: stdlib
     tokenizer: byte
@@ -119,6 +120,7 @@ config:
     - cp
     - tp
     zero: 1
+    replicas: 1
     microbatch: 1
     schedule: 1f1b
     stages_per_rank: 1

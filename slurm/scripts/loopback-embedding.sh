@@ -1,7 +1,7 @@
 #!/bin/bash -l
-# embedding-rmat.base-ce741639: 2 ranks, 1 node of loopback, by `isoflop render`.
+# embedding-rmat.base-bbca4ac3: 2 ranks, 1 node of loopback, by `isoflop render`.
 
-#SBATCH --job-name=embedding-rmat.base-ce741639
+#SBATCH --job-name=embedding-rmat.base-bbca4ac3
 #SBATCH --signal=B:USR1@30
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -14,7 +14,7 @@
 #SBATCH --ntasks-per-node=2
 #SBATCH --cpus-per-task=1
 
-run=runs/embedding-rmat/base-ce741639
+run=runs/embedding-rmat/base-bbca4ac3
 python=.venv/bin/python
 umask 077
 say() { printf '%s %s\n' "$(date +%FT%T)" "$*"; }
@@ -27,7 +27,7 @@ case $python in */*) export PATH=${python%/*}:$PATH ;; esac
 # The run's directory, its exact configuration, and the number of this attempt.
 mkdir -p -- "$run/checkpoints" || exit 2
 cat >"$run/.run.yaml.$SLURM_JOB_ID" <<'END_OF_RUN_YAML' || exit 2
-id: base-ce741639
+id: base-bbca4ac3
 study: embedding-rmat
 workflow: embedding
 site: loopback
@@ -78,11 +78,13 @@ config:
   output:
     neighbours: 0
     npy: false
+    powers: false
     word2vec: false
   execution:
     column_block: 32
     wire: fp32
     overlap: false
+    update_of: null
     checkpoint_every: 1
     timeout_s: 3600.0
 END_OF_RUN_YAML

@@ -51,6 +51,7 @@ config:
     top_k: 2
     capacity: null
     bias_rate: 0.001
+    init_from: null
   data:
     source: stdlib
     tokenizer: byte
@@ -94,6 +95,7 @@ config:
     - cp
     - tp
     zero: 0
+    replicas: 1
     microbatch: 2
     schedule: 1f1b
     stages_per_rank: 1

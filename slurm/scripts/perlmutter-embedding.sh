@@ -1,7 +1,7 @@
 #!/bin/bash -l
-# embedding-rmat.base-69a058fc: 64 ranks, 16 nodes of perlmutter, by `isoflop render`.
+# embedding-rmat.base-b70b5be1: 64 ranks, 16 nodes of perlmutter, by `isoflop render`.
 
-#SBATCH --job-name=embedding-rmat.base-69a058fc
+#SBATCH --job-name=embedding-rmat.base-b70b5be1
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -16,7 +16,7 @@
 #SBATCH --ntasks-per-node=4
 #SBATCH --cpus-per-task=14
 
-run=runs/embedding-rmat/base-69a058fc
+run=runs/embedding-rmat/base-b70b5be1
 python=.venv/bin/python
 umask 077
 say() { printf '%s %s\n' "$(date +%FT%T)" "$*"; }
@@ -47,7 +47,7 @@ case $python in */*) export PATH=${python%/*}:$PATH ;; esac
 # The run's directory, its exact configuration, and the number of this attempt.
 mkdir -p -- "$run/checkpoints" || exit 2
 cat >"$run/.run.yaml.$SLURM_JOB_ID" <<'END_OF_RUN_YAML' || exit 2
-id: base-69a058fc
+id: base-b70b5be1
 study: embedding-rmat
 workflow: embedding
 site: perlmutter
@@ -98,11 +98,13 @@ config:
   output:
     neighbours: 0
     npy: false
+    powers: false
     word2vec: false
   execution:
     column_block: 32
     wire: fp32
     overlap: false
+    update_of: null
     checkpoint_every: 1
     timeout_s: 3600.0
 END_OF_RUN_YAML

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import sys
+from pathlib import Path
 
 from workflows.cli import main
 
@@ -11,4 +11,6 @@ if __name__ == "__main__":
     try:
         main()
     finally:
-        print("peak_kib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+        # Not getrusage's figure: that keeps the size of the process that started this one.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        print("peak_kib", status["VmHWM"].split()[0], file=sys.stderr)

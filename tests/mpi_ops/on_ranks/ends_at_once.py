@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from mpi4py import MPI  # isort: skip  (MPI comes before torch)
@@ -12,6 +13,7 @@ from mpi_ops.process_group import init_process_group
 
 init_process_group(MPI.COMM_WORLD, timeout_s=20)
 done = dist.all_reduce(torch.ones(3), async_op=True).get_future()
-called = done.then(lambda future: (print("called", flush=True), time.sleep(2), print("returned", flush=True)))
+# One write each: an unbuffered `print` makes two, and another rank's line may come between them.
+called = done.then(lambda _: (os.write(1, b"called\n"), time.sleep(2), os.write(1, b"returned\n")))
 done.wait()
 dist.all_reduce(torch.ones(3), group=dist.new_group(), async_op=True)

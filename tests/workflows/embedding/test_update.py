@@ -38,7 +38,7 @@ def reach(edges: list[tuple[int, int]], changed: set[int]) -> set[int]:
     return changed | {b for a, b in edges if a in changed} | {a for a, b in edges if b in changed}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_an_update_is_a_full_run_but_computes_what_changed_reaches(embed, before, tmp_path, ranks):
     ended, full = embed(1, config(tmp_path / "full.txt", CHANGED))
     assert ended.status == 0, ended.stderr
