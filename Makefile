@@ -14,7 +14,7 @@ quickstart: .venv/.run  ## install, run a small scaling study, fit and report it
 	$(BIN)/isoflop run studies/quickstart.yaml
 
 test: lint slurm  ## install, lint and run the tests (15 minutes on 2 cores)
-	$(BIN)/pytest -m "not full"
+	$(BIN)/pytest -m "not full" --durations=20
 
 test-full: lint slurm  ## the same with the long repetitions: more kills, whole parity matrices
 	$(BIN)/pytest

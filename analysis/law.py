@@ -12,6 +12,7 @@ as its logarithm would.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -49,7 +50,7 @@ def place(of: str, points: int = 12) -> Shape:
     return Shape(-np.log(100), np.log(100), tuple(np.linspace(0, 1, points)), of)
 
 
-class Law:
+class Law(ABC):
     """A law; a subclass states what is special about it. `example` and `inputs` are typical values."""
 
     name: ClassVar[str]
@@ -87,9 +88,9 @@ class Law:
     trades: ClassVar[bool] = False
     """Whether it says how to divide compute between size and tokens."""
 
+    @abstractmethod
     def terms(self, s: Values, x: Values) -> Sequence[Any]:
         """Return the term of each factor, from shapes `s` and inputs `x`; numpy functions of `analysis.jet` only."""
-        raise NotImplementedError
 
     def natural(self, c: Values, unit: Values) -> Values:
         """Return the parameters, as the field writes them, from the coordinates and the units of the inputs and y."""

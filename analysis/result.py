@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import sys
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from analysis import laws
 from analysis.errors import DataError
+from analysis.finite import finite
 from analysis.table import derive
 
 SCHEMA = "isoflop-fit/1"
@@ -173,15 +173,6 @@ class FitResult:
     def sampled(self) -> Mapping[str, Floats]:
         """Return each parameter's values over the bootstrap's resamples."""
         return dict(zip(self.params, self.sample.T, strict=True))
-
-
-def finite(value: Any) -> Any:
-    """Return nested data with None in place of every number that is not finite."""
-    if isinstance(value, dict):
-        return {key: finite(held) for key, held in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(held) for held in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _provenance() -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,21 @@ def mpiexec() -> Callable[..., Finished]:
         return run_process(argv, timeout_s, env)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def faults_on_ranks(mpiexec) -> Callable[[str, int], dict[str, dict[str, str]]]:
+    """Return `faults(module, ranks)`: what `tests.cases_on_ranks` found on so many ranks, which run once."""
+
+    @cache
+    def faults(module: str, ranks: int) -> dict[str, dict[str, str]]:
+        ended = mpiexec(ranks, "-m", "tests.cases_on_ranks", module, timeout_s=110)
+        found: dict[str, dict[str, str]] = (
+            json.loads(ended.stdout) if ended.status == 0 else {"": {"?": ended.stderr}}
+        )
+        return found
+
+    return faults
 
 
 @pytest.fixture(scope="session")

@@ -39,5 +39,9 @@ def say(sentence: str) -> None:
 
 
 def emit(document: Any) -> None:
-    """Data: text as it is and anything else as JSON, to stdout."""
-    print(document if isinstance(document, str) else json.dumps(document, indent=1))
+    """Data: text as it is and anything else as JSON, in which what is no number is null, to stdout."""
+    if not isinstance(document, str):
+        from analysis.finite import finite
+
+        document = json.dumps(finite(document), indent=1, allow_nan=False)
+    print(document)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from workflows.arguments import Json, emit
 
 if TYPE_CHECKING:
     from workflows.fits import Source
@@ -28,7 +29,6 @@ Hold = Annotated[list[str] | None, typer.Option(help="E=1.69: a parameter that i
 Bootstrap = Annotated[int, typer.Option(min=0, help="resamples behind the intervals")]
 Resample = Annotated[str, typer.Option(help="what is drawn: point, run or block:SIZE")]
 Seed = Annotated[int, typer.Option(help="of the resampling")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 
 
 @verbs.command()
@@ -56,7 +56,7 @@ def fit(
     source = _source(data, law, columns, where, drop_highest_loss, hold, bootstrap, resample, seed)
     source = replace(source, spread=context.obj or map)
     found = fits.fit_all(source, approach, [name for name in profile.split(",") if name])
-    _print(found.to_json() if as_json else show_fits.fit_text(found))
+    emit(found.to_json() if as_json else show_fits.fit_text(found))
 
 
 @verbs.command()
@@ -81,7 +81,7 @@ def compare(
 
     source = _source(data, laws.split(",")[0], columns, where, drop_highest_loss, hold, bootstrap)
     rows = fits.compared(source, laws, hold_out)
-    _print(show_fits.comparison_data(rows) if as_json else show_fits.comparison_text(rows))
+    emit(show_fits.comparison_data(rows) if as_json else show_fits.comparison_text(rows))
 
 
 @verbs.command()
@@ -103,7 +103,7 @@ def predict(
 
     source = _source(data, law, columns, where, drop_highest_loss, hold, bootstrap, resample, seed)
     found = fits.predicted(source, at)
-    _print(found if as_json else show_fits.prediction_text(found))
+    emit(found if as_json else show_fits.prediction_text(found))
 
 
 @verbs.command()
@@ -125,7 +125,7 @@ def optimal(
 
     source = _source(data, law, columns, where, drop_highest_loss, hold, bootstrap, resample, seed)
     found = fits.optimal(source, flops)
-    _print(found if as_json else show_fits.optimal_text(found))
+    emit(found if as_json else show_fits.optimal_text(found))
 
 
 @verbs.command()
@@ -154,7 +154,7 @@ def scaling(
     from workflows import fits, show_fits
 
     found = fits.scaled(data, columns, weak, bootstrap, seed)
-    _print(show_fits.scaling_data(found) if as_json else show_fits.scaling_text(found))
+    emit(show_fits.scaling_data(found) if as_json else show_fits.scaling_text(found))
 
 
 def _source(
@@ -181,10 +181,3 @@ def _source(
         resample=resample,
         seed=seed,
     )
-
-
-def _print(document: Any) -> None:
-    """Print text as it is and anything else as JSON without NaN, to stdout."""
-    from analysis.result import finite
-
-    print(document if isinstance(document, str) else json.dumps(finite(document), indent=1, allow_nan=False))

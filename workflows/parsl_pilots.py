@@ -60,7 +60,7 @@ class _NoProvider(ExecutionProvider):
 
     def submit(self, command: str, tasks_per_node: int, job_name: str = "") -> object:
         """Refuse: nothing asks."""
-        raise NotImplementedError(job_name)
+        raise NotImplementedError(f"{job_name}: allocations are asked for by the fleet, never by Parsl")
 
     def status(self, _job_ids: Sequence[object]) -> Sequence[JobStatus]:
         """Know of none."""

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from workflows.arguments import emit
 
 QUICKSTART = ROOT / "studies" / "quickstart.yaml"
 HEAVY = {"torch", "mpi4py", "parsl", "scipy", "matplotlib", "h5py"}
@@ -94,3 +95,11 @@ def test_wrong_usage_ends_with_2(isoflop, args):
     done = isoflop(*args)
     assert (done.status, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_no_number_is_null_in_json(capsys):
+    emit({"loss": float("nan"), "runs": [float("inf"), 1.5]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "loss": None,
+        "runs": [None, 1.5],
+    }
