@@ -224,15 +224,15 @@ def started(python: str, ranks: int, threads: int, *arguments: str) -> dict[str,
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def measure(graph: str, rounds: int, peers: str) -> dict[str, Any]:
-    """Return the least figures of every job on one graph."""
+def measure(graph: str, jobs: Jobs, rounds: int, peers: str) -> dict[str, Any]:
+    """Return the least figures of each of the jobs on one graph."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         made = started(sys.executable, 1, 1, "--prepare", graph, place)
         if isinstance(made, str):
             return {"graph": made}
         for _ in range(rounds):
-            for name, (interpreter, ranks, threads) in JOBS.items():
+            for name, (interpreter, ranks, threads) in jobs.items():
                 python = sys.executable if interpreter == "ours" else peers
                 told = started(python, ranks, threads, "--job", name, place)
                 before = found.get(name)
@@ -241,7 +241,7 @@ def measure(graph: str, rounds: int, peers: str) -> dict[str, Any]:
                 else:
                     found[name] = {key: min(value, before[key]) for key, value in told.items()}
         for name in ("prone here", "prone nodevectors"):
-            if graph in LABELS and not isinstance(found[name], str):
+            if graph in LABELS and isinstance(found.get(name), dict):
                 told = started(sys.executable, 1, 1, "--score", graph, name, place)
                 found[name] |= told if isinstance(told, dict) else {"error": told}
     return {**found, "ratios": ratios(found, made["entries"])}
@@ -275,6 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--graphs", nargs="+", choices=GRAPHS, default=list(GRAPHS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", default="", help="only those whose names start so: fastrp, prone, pycleora")
     parser.add_argument("--peers", default=sys.executable, help="a Python with fastrp, nodevectors, pycleora")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
@@ -291,7 +292,8 @@ def main() -> None:
         load = os.getloadavg()[0]
         if load > QUIET_LOAD:
             print(f"load {load:.2f}: not a quiet machine, only ratios mean something", file=sys.stderr)
-        found = {graph: measure(graph, options.rounds, options.peers) for graph in options.graphs}
+        jobs = {name: job for name, job in JOBS.items() if name.startswith((options.jobs, "gather"))}
+        found = {graph: measure(graph, jobs, options.rounds, options.peers) for graph in options.graphs}
         print(json.dumps({"load": load, "graphs": found}, indent=1) if options.json else table(found))
 
 

@@ -7,6 +7,7 @@ uninterrupted one, to the last bit.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 BUCKET_BYTES = 4 << 20
+IDLE_SHARE = 0.5
+"""Where backward leaves this much of its core's time to others, a thread moves the gradients on meanwhile."""
 
 
 @dataclass(slots=True)
@@ -52,6 +55,8 @@ class GradientBuckets:
         self._buckets: list[_Bucket] = []
         self._bucket_of: dict[str, _Bucket] = {}
         self._came: set[str] = set()
+        self._core_idle = False
+        self._cleared_s = time.perf_counter(), time.thread_time()
         chosen: list[str] = []
         for name in reversed(self._parameters):
             size = sum(self._parameters[each].nbytes for each in chosen)
@@ -80,6 +85,7 @@ class GradientBuckets:
     def clear(self, times: int) -> None:
         """Set all gradients to zero and expect each to be added to so many times, once a microbatch."""
         self._came.clear()
+        self._cleared_s = time.perf_counter(), time.thread_time()
         for bucket in self._buckets:
             bucket.flat.zero_()
             bucket.waiting, bucket.work = bucket.size * times, None
@@ -102,6 +108,8 @@ class GradientBuckets:
 
     def reduce(self) -> None:
         """Wait until every gradient is the reduced one."""
+        wall_s, cpu_s = time.perf_counter() - self._cleared_s[0], time.thread_time() - self._cleared_s[1]
+        self._core_idle = cpu_s < (1 - IDLE_SHARE) * wall_s
         for bucket in self._buckets:
             if bucket.work is None and self._group is not None:
                 self._start(bucket)
@@ -117,4 +125,5 @@ class GradientBuckets:
 
     def _start(self, bucket: _Bucket) -> None:
         bucket.work = dist.all_reduce(bucket.flat, group=self._group, async_op=True)
-        bucket.work.get_future()  # whoever promises one moves MPI on while backward is elsewhere
+        if self._core_idle:  # as the last step was; on a busy core the thread would cost more than it hides
+            bucket.work.get_future()  # whoever promises one moves MPI on while backward is elsewhere

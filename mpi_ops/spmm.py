@@ -47,13 +47,10 @@ class SpreadMatrix:
         Cost: that of a HaloPlan.
         """
         mine = partition.rows(comm.rank)
-        self.plan = HaloPlan(comm, partition, _outside(columns, mine), wire)
-        self.n_rows, self.n_halo = len(mine), len(self.plan.halo_rows)
-        self._indptr, self._local, self._overlap = (
-            indptr,
-            _renumbered(columns, mine, self.plan.halo_rows),
-            overlap,
-        )
+        halo, self._local = numbered(columns, mine, partition.n_rows)
+        self.plan = HaloPlan(comm, partition, halo, wire)
+        self.n_rows, self.n_halo = len(mine), len(halo)
+        self._indptr, self._overlap = indptr, overlap
         self._place(values)
 
     def like(self, values: NDArray[np.float32]) -> Self:
@@ -110,6 +107,22 @@ class SpreadMatrix:
     def free(self) -> None:
         """Free the plan's communicator, for all that share it. Every rank calls it."""
         self.plan.free()
+
+
+def numbered(columns: Integers, mine: range, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return the columns of other ranks, ascending, each once; and each column's row in (own rows, halo rows)."""
+    if n_rows <= len(
+        columns
+    ):  # a table of all rows is then no larger than what it gives, and 6 times as fast
+        place = np.zeros(n_rows, np.int32)
+        place[columns] = 1
+        place[mine.start : mine.stop] = 0
+        halo = np.flatnonzero(place)
+        place[halo] = np.arange(len(mine), len(mine) + len(halo))
+        place[mine.start : mine.stop] = np.arange(len(mine))
+        return halo, place[columns]
+    halo = _outside(columns, mine)
+    return halo, _renumbered(columns, mine, halo)
 
 
 def _outside(columns: Integers, mine: range) -> NDArray[np.int64]:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 HOT_POLLS = 50
 YIELDING_POLLS = 200
 NAP_S = 50e-6
+EAGER_S = 20e-3
+"""How long the thread polls without naps while the core it is on is its own."""
 ANNOUNCE_AFTER_S = 1.0
 NO_TIMEOUT = timedelta(0)
 CALLBACKS_S = 5.0
@@ -273,6 +275,15 @@ class _Watched:
                 self._works = [each for each in self._works if each[0] not in over]
                 if not self._works:
                     return
+            self._rest(eager=time.perf_counter() - works[-1][1] < EAGER_S)
+
+    @staticmethod
+    def _rest(eager: bool) -> None:
+        """Let others run: a yield that takes no time was asked for on a core that nobody else wants."""
+        began_s = time.perf_counter()
+        if eager:
+            os.sched_yield()
+        if not eager or time.perf_counter() - began_s > NAP_S:
             time.sleep(NAP_S)
 
 

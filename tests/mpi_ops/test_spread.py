@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mpi_ops.errors import LayoutError
 from mpi_ops.partition import RowPartition, balanced, even
+from mpi_ops.spmm import numbered
 from tests.cases_on_ranks import names
 
 MODULE = "tests.mpi_ops.spread_cases"
@@ -48,3 +49,12 @@ def test_more_ranks_than_rows_are_refused():
     assert caught.value.exit_code == 2
     with pytest.raises(LayoutError, match="do not ascend"):
         RowPartition((0, 3, 3, 5))
+
+
+@pytest.mark.parametrize("n_rows", [60, 10**9], ids=["by a table", "by sorting"])
+def test_columns_are_numbered_own_rows_first(n_rows):
+    columns = np.random.default_rng(3).integers(0, 60, 200).astype(np.int32)
+    for mine in (range(20), range(20, 45), range(45, 60)):
+        halo, local = numbered(columns, mine, n_rows)
+        assert halo.tolist() == sorted(set(columns.tolist()) - set(mine))
+        assert np.array_equal(np.concatenate([mine, halo])[local], columns)

@@ -97,3 +97,33 @@ def test_what_is_under_way_is_polled_when_gradients_come(world: World):
     assert polled.call_count >= 2, "the first bucket's reduction, as each of the second's gradients came"
     buckets.reduce()
     _check(world, parameters)
+
+
+def test_gradients_travel_by_themselves_only_behind_a_backward_that_leaves_the_core_idle(world: World):
+    parameters, buckets = _made(world)
+    for cpu_share in (0.1, 0.9):
+        for _ in range(2):  # the first of each kind shows what the second can expect
+            with (
+                mock.patch.object(gradient_buckets, "time", _Clocks(cpu_share)),
+                mock.patch.object(Work, "get_future", autospec=True, side_effect=Work.get_future) as promised,
+            ):
+                buckets.clear(1)
+                _backward(world, parameters)
+                buckets.reduce()
+            _check(world, parameters)
+        assert bool(promised.call_count) is (cpu_share < 0.5)
+
+
+class _Clocks:
+    """Clocks of a machine on which this thread has a share of its core; how busy the real one is can't be chosen."""
+
+    def __init__(self, cpu_share: float) -> None:
+        self._cpu_share = cpu_share
+        self._now_s = 0.0
+
+    def perf_counter(self) -> float:
+        self._now_s += 1.0
+        return self._now_s
+
+    def thread_time(self) -> float:
+        return self._cpu_share * self._now_s
