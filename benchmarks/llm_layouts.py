@@ -4,7 +4,8 @@ Plain torch is what its own parts give: DTensor's parallelize_module, torch.dist
 DistributedDataParallel and torch.optim.AdamW, on the same network from the same weights. Each layout of each of the
 two is an MPI job of its own; the jobs take turns, round by round. A number is the median over the rounds of the
 median step. `ideal` is this suite's one process divided by the ranks; for a pipeline, by what its slowest stage and
-its bubble leave.
+its bubble leave. `apart` are as many processes beside each other, each with its share of the batch and no message:
+what two cores that share caches and memory leave of the ideal.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ LAYOUTS: dict[str, dict[str, int]] = {
 Step = Callable[[Any, Any], float]
 
 
-def ours(degrees: dict[str, int], comm: Any) -> tuple[Step, slice]:
+def ours(degrees: dict[str, int], comm: Any, batch: int = BATCH) -> tuple[Step, slice]:
     """Return this suite's step, and which rows of a batch this rank gives it."""
     from mpi_ops.process_group import init_process_group
     from workflows.llm.config import LlmConfig
@@ -53,7 +54,7 @@ def ours(degrees: dict[str, int], comm: Any) -> tuple[Step, slice]:
     config = LlmConfig.model_validate(
         {
             "model": MODEL,
-            "train": {"steps": 1, "global_batch": BATCH},
+            "train": {"steps": 1, "global_batch": batch},
             "parallel": {"microbatch": MICROBATCH, **split},
         }
     )
@@ -69,8 +70,15 @@ def ours(degrees: dict[str, int], comm: Any) -> tuple[Step, slice]:
         adamw.step(1e-3, gradients)
         return value
 
-    share, place = BATCH // layout.dp, model.mesh.place("dp")
+    share, place = batch // layout.dp, model.mesh.place("dp")
     return step, slice(place * share, (place + 1) * share)
+
+
+def apart(_: dict[str, int], comm: Any) -> tuple[Step, slice]:
+    """Return this suite's step of one process on a rank's share of the batch."""
+    from mpi4py import MPI
+
+    return ours({}, MPI.COMM_SELF, BATCH // comm.size)
 
 
 def torchs(degrees: dict[str, int], comm: Any) -> tuple[Step, slice]:
@@ -150,7 +158,7 @@ def job(which: str, layout: str, steps: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    step, rows = {"ours": ours, "torch": torchs}[which](LAYOUTS[layout], comm)
+    step, rows = {"ours": ours, "torch": torchs, "apart": apart}[which](LAYOUTS[layout], comm)
     generator = torch.Generator().manual_seed(0)
     batch = torch.randint(MODEL["vocab_size"], (BATCH, MODEL["seq_len"] + 1), generator=generator)[rows]
     times_s, values = [], []
@@ -219,7 +227,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--layout", choices=LAYOUTS, nargs="+", default=list(LAYOUTS))
-    parser.add_argument("--job", choices=("ours", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--job", choices=("ours", "torch", "apart"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
         job(options.job, options.layout[0], options.steps)
@@ -227,7 +235,7 @@ def main() -> None:
     taken: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(options.rounds):
         for layout in options.layout:
-            for which in ("ours", "torch"):
+            for which in ("ours", "torch", *(["apart"] if "dp" in LAYOUTS[layout] else [])):
                 taken.setdefault((which, layout), []).append(measure(which, layout, options.steps))
     step_s = {key: statistics.median(each["step_s"] for each in found) for key, found in taken.items()}
     alone_s = step_s.get(("ours", "one process"))
@@ -246,18 +254,21 @@ def main() -> None:
         }
         if alone_s:
             row["share_of_ideal"] = alone_s * bound(layout) / mine
+        if ("apart", layout) in step_s:
+            row["share_of_apart"] = step_s["apart", layout] / mine
         rows.append(row)
     if options.json:
         print(json.dumps({"load_before": load, "quiet": load < QUIET_LOAD, "layouts": rows}, indent=1))
         return
     print(
-        f"{'layout':14}{'ours, s':>10}{'torch/gloo, s':>15}{'speed-up':>10}{'of ideal':>10}   losses (first, last)"
+        f"{'layout':14}{'ours, s':>10}{'torch/gloo, s':>15}{'speed-up':>10}{'of ideal':>10}{'of apart':>10}"
+        "   losses (first, last)"
     )
     for row in rows:
-        share = f"{row['share_of_ideal']:.2f}" if "share_of_ideal" in row else ""
+        shares = [f"{row[key]:.3f}" if key in row else "" for key in ("share_of_ideal", "share_of_apart")]
         print(
             f"{row['layout']:14}{row['ours_s']:10.3f}{row['torch_gloo_s']:15.3f}"
-            f"{row['speedup_over_torch_gloo']:10.2f}{share:>10}   "
+            f"{row['speedup_over_torch_gloo']:10.2f}{shares[0]:>10}{shares[1]:>10}   "
             + " ".join(f"{value:.6f}" for value in (*row["first_loss"], *row["last_loss"]))
         )
     print(f"load before the start {load:.2f}: {'quiet' if load < QUIET_LOAD else 'NOT QUIET, do not quote'}")
