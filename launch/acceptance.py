@@ -70,10 +70,10 @@ def checks(comm: MPI.Intracomm, cuda: bool, site: str) -> Iterator[Check]:
 def binding(comm: MPI.Intracomm, site: str) -> str:
     """Hold this rank's GPU and cores against the site."""
     scheduler = load_site(site).scheduler if site else None
-    if scheduler is None or not scheduler.node_gpus:
+    if scheduler is None or scheduler.gpus is None:
         return f"not run: {f'site {site} has no GPUs' if site else 'no site was named'}"
     try:
-        made = bind(comm, scheduler)
+        made = bind(comm, scheduler.gpus)
     except LaunchError as error:
         return f"FAILED: {error}"
     if torch.cuda.is_available():

@@ -31,11 +31,15 @@ _KILLED = re.compile(
 _STEP_LOST = (  # what Slurm says of a step that it ended itself; a group names the node
     (re.compile(r"srun: error: Node failure on (\S+)"), "node {0} was lost"),
     (re.compile(r"Task launch .*failed on node (\S+):"), "node {0} did not start its ranks"),
-    (re.compile(r"oom[-_]kill|Out Of Memory", re.IGNORECASE), "a rank ran out of memory"),
+    (
+        re.compile(r"oom[-_]kill|out of memory|exceeded (?:job )?memory limit", re.IGNORECASE),
+        "a rank ran out of memory",
+    ),
     (re.compile(r"CANCELLED AT \S+ DUE TO TIME LIMIT"), "the walltime was over"),
     (re.compile(r"CANCELLED AT \S+ DUE TO NODE FAILURE"), "a node was lost"),
+    (re.compile(r"CANCELLED AT \S+ DUE TO PREEMPTION"), "its nodes went to another job"),
 )
-_TAKEN = re.compile(r"^(a )?node .*(was lost|did not start)|^the walltime was over")
+_TAKEN = re.compile(r"^(a )?node .*(was lost|did not start)|^the walltime was over|^its nodes went")
 _CANCELLED = re.compile(r"CANCELLED AT \S+")
 _SPEAKS = re.compile(r"^(?!\s|=|Abort\(|YOUR APP|This typ|Please see)(\S.*)$", re.MULTILINE)
 

@@ -15,7 +15,7 @@ from mpi4py import MPI
 
 from launch.agree import everywhere
 from launch.errors import LaunchError
-from slurm.site import Scheduler
+from slurm.site import NodeGpus
 
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 """Variables in which Slurm numbers the GPUs of a task, by their place in the node."""
@@ -50,7 +50,7 @@ class Binding:
     """Network interfaces on the NUMA domain of its cores, where the machine says."""
 
 
-def bind(comm: MPI.Intracomm, scheduler: Scheduler) -> Binding:
+def bind(comm: MPI.Intracomm, machine: NodeGpus) -> Binding:
     """Return what this rank is to use of a site with GPUs.
 
     Raises, on every rank the same:
@@ -64,7 +64,7 @@ def bind(comm: MPI.Intracomm, scheduler: Scheduler) -> Binding:
         place = node.rank
     finally:
         node.Free()
-    return everywhere(comm, lambda: choose(there, place, scheduler, nics(there[place].cores)))
+    return everywhere(comm, lambda: choose(there, place, machine, nics(there[place].cores)))
 
 
 def given(rank: int, environment: Mapping[str, str] = os.environ) -> Given:
@@ -78,9 +78,9 @@ def given(rank: int, environment: Mapping[str, str] = os.environ) -> Given:
     return Given(rank, frozenset(os.sched_getaffinity(0)), gpus)
 
 
-def choose(node: list[Given], place: int, scheduler: Scheduler, interfaces: tuple[str, ...] = ()) -> Binding:
+def choose(node: list[Given], place: int, machine: NodeGpus, interfaces: tuple[str, ...] = ()) -> Binding:
     """Return what the rank at `place` of a node is to use, as `bind`; pure."""
-    chosen = [_gpu(each, index, scheduler) for index, each in enumerate(node)]
+    chosen = [_gpu(each, index, machine) for index, each in enumerate(node)]
     mine = node[place]
     for index, other in enumerate(node):
         if index == place:
@@ -90,7 +90,7 @@ def choose(node: list[Given], place: int, scheduler: Scheduler, interfaces: tupl
                 f"rank {mine.rank} with cores {spans(mine.cores)}: expected a GPU of its own, got GPU "
                 f"{chosen[place]}, as rank {other.rank} did; ranks spread out when resources.threads fill a node"
             )
-        if scheduler.gpu_of_l3 and mine.cores & other.cores:
+        if machine.gpu_of_l3 and mine.cores & other.cores:
             raise BindingError(
                 f"rank {mine.rank}: expected cores of its own, got {spans(mine.cores)}, "
                 f"of which rank {other.rank} has {spans(mine.cores & other.cores)}"
@@ -98,11 +98,11 @@ def choose(node: list[Given], place: int, scheduler: Scheduler, interfaces: tupl
     return Binding(chosen[place], mine.gpus.index(str(chosen[place])), interfaces)
 
 
-def _gpu(got: Given, place: int, scheduler: Scheduler) -> int:
+def _gpu(got: Given, place: int, machine: NodeGpus) -> int:
     """Return the node's number of the GPU that a rank is to use: of those it sees, the nearest to its cores."""
-    numbers = [int(word) for word in got.gpus if word.isdigit() and int(word) < scheduler.node_gpus]
-    near = near_gpus(got.cores, scheduler)
-    wanted = f"GPU {' or '.join(map(str, near))}" if near else f"one of {scheduler.node_gpus} GPUs"
+    numbers = [int(word) for word in got.gpus if word.isdigit() and int(word) < machine.node_gpus]
+    near = near_gpus(got.cores, machine)
+    wanted = f"GPU {' or '.join(map(str, near))}" if near else f"one of {machine.node_gpus} GPUs"
     of = f" with cores {spans(got.cores)}" if near else ""
     if len(numbers) != len(got.gpus) or not numbers:
         seen = f"'{','.join(got.gpus)}'" if got.gpus else "none"
@@ -115,16 +115,16 @@ def _gpu(got: Given, place: int, scheduler: Scheduler) -> int:
     return nearest[0]
 
 
-def near_gpus(cores: Collection[int], scheduler: Scheduler) -> list[int]:
+def near_gpus(cores: Collection[int], machine: NodeGpus) -> list[int]:
     """Return the GPUs that are nearest to any of these cores, in the cores' order; none where the site says nothing.
 
     A core's second hardware thread has the core's number and that of all the node's cores.
     """
-    if not scheduler.gpu_of_l3 or not scheduler.cores_of_l3:
+    if not machine.gpu_of_l3 or not machine.cores_of_l3:
         return []
-    node_cores = scheduler.cores_of_l3 * len(scheduler.gpu_of_l3)
-    caches = sorted({core % node_cores // scheduler.cores_of_l3 for core in cores})
-    return [scheduler.gpu_of_l3[cache] for cache in caches]
+    node_cores = machine.cores_of_l3 * len(machine.gpu_of_l3)
+    caches = sorted({core % node_cores // machine.cores_of_l3 for core in cores})
+    return [machine.gpu_of_l3[cache] for cache in caches]
 
 
 def nics(cores: Collection[int], sysfs: Path = SYSFS) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from launch.agree import on_root
 from launch.binding import Binding, bind
 from launch.errors import LaunchError
 from launch.rundir import ExitRecord, RunDir, locked, write_exit
-from slurm.site import Scheduler, load_site, names
+from slurm.site import NodeGpus
 from slurm.strict_yaml import load
 
 WORLD_SIZE_VARIABLES = ("ISOFLOP_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -83,7 +83,7 @@ def start(argv: Sequence[str] | None = None) -> Iterator[Job]:
     sentence goes to stderr and the job ends with that code. Any other is left to `python -m mpi4py`,
     which prints the traceback and ends every rank.
 
-    Where the run's site is one of those that ship and has GPUs, every rank is held against its bindings first.
+    Where the run's site has GPUs, every rank is held against its bindings first.
 
     Cost: two broadcasts, one gather of host names and three barriers in all, and that of `bind` on a site with GPUs.
     """
@@ -97,8 +97,8 @@ def start(argv: Sequence[str] | None = None) -> Iterator[Job]:
     with ExitStack() as held:
         try:
             job = _join(comm, RunDir(options.run_dir.resolve()), options.attempt, held)
-            if (scheduler := on_root(comm, partial(_scheduler, job.run))) and scheduler.node_gpus:
-                job.binding = bind(comm, scheduler)
+            if machine := on_root(comm, partial(_gpus, job.run)):
+                job.binding = bind(comm, machine)
             yield job
             comm.Barrier()  # success is every rank's success
             if job.rank == 0:
@@ -149,10 +149,10 @@ def _join(comm: MPI.Intracomm, run: RunDir, attempt: int, held: ExitStack) -> Jo
     return Job(run, attempt, comm, local_rank)
 
 
-def _scheduler(run: RunDir) -> Scheduler | None:
-    """Return the scheduler of the site that the run's configuration names, None where it names none that ships."""
-    name = load(run.config).data.get("site") if run.config.exists() else None
-    return load_site(name).scheduler if name in names() else None
+def _gpus(run: RunDir) -> NodeGpus | None:
+    """Return the GPUs of a node as the run's configuration has them from its site, None where there are none."""
+    held = load(run.config).data.get("gpus") if run.config.exists() else None
+    return NodeGpus(**{**held, "gpu_of_l3": tuple(held["gpu_of_l3"])}) if held else None
 
 
 def _library() -> str:

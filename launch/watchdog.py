@@ -7,12 +7,12 @@ its program is doing; from all that, the first of them that can speak names the 
 
 from __future__ import annotations
 
-import faulthandler
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -85,9 +85,9 @@ class Watchdog:
                 return
 
     def _bark(self) -> None:
-        sys.stderr.write(f"rank {self._comm.rank}: nothing has moved for {self._limit_s:g} s; its stacks:\n")
+        told = [f"nothing has moved for {self._limit_s:g} s; its stacks:", *_stacks()]
+        sys.stderr.write("".join(f"rank {self._comm.rank}: {line}\n" for line in told))
         sys.stderr.flush()
-        faulthandler.dump_traceback()
         report, listeners = self._report(), range(min(LISTENERS, self._comm.size))
         sent = [self._comm.isend(report, listener) for listener in listeners]
         if self._comm.rank in listeners:
@@ -167,6 +167,14 @@ def verdict(reports: Mapping[int, Report], world_size: int) -> tuple[int, str]:
         held.setdefault((reports[rank].step, reports[rank].doing), []).append(rank)
     what += [f"{_ranks(ranks)}, after step {step}, {doing}" for (step, doing), ranks in held.items()]
     return late[0], "; ".join(what)
+
+
+def _stacks() -> Iterator[str]:
+    """Yield where each thread is, the innermost line last. No source is read: its file system may be what hangs."""
+    for thread, frame in sys._current_frames().items():
+        yield f"thread {thread:#x}:"
+        for called, line in reversed(list(traceback.walk_stack(frame))):
+            yield f"  {called.f_code.co_filename}:{line} in {called.f_code.co_name}"
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -55,6 +55,15 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeGpus:
+    """A node's GPUs and the cores that are near to each: what ranks are held against."""
+
+    node_gpus: int
+    gpu_of_l3: tuple[int, ...] = ()
+    cores_of_l3: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Scheduler:
     """What a Slurm machine asks of a job, and what it gives. The first queue is the default."""
 
@@ -112,6 +121,11 @@ class Scheduler:
             raise ValueError("queues and node_cores hold nothing; a scheduler has at least one of each")
         if self.stage_root and not self.stage_root.startswith("/"):
             raise ValueError(f"stage_root holds {self.stage_root!r}, it takes an absolute path")
+
+    @property
+    def gpus(self) -> NodeGpus | None:
+        """The GPUs of a node, None where it has none."""
+        return NodeGpus(self.node_gpus, self.gpu_of_l3, self.cores_of_l3) if self.node_gpus else None
 
     @property
     def poll_range_s(self) -> tuple[float, float]:

@@ -1,8 +1,9 @@
-"""Break the code in one place at a time and see a test fail: `python tests/mutations.py [--only PATTERN] [--json]`.
+"""Break the code in one place at a time and see a test fail: `python tests/mutations.py [YAML ...] [--only PATTERN]`.
 
-What is broken, and which tests are to notice, stands in mutations.yaml. Each mutation is made in a throw-away copy
-of the tree, never in the tree itself. Prints one line each; exits with 1 if one survives, if a text to replace does not
-stand exactly once in its file, or if the tests fail on the code as it is. pytest does not run this: it takes an hour.
+What is broken, and which tests are to notice, stands in mutations.yaml (collectives) and faults/guards.yaml (what
+docs/faults.md promises). Each mutation is made in a throw-away copy of the tree, never in the tree itself. Prints one
+line each; exits with 1 if one survives, if a text to replace does not stand exactly once in its file, or if the tests
+fail on the code as it is. pytest does not run this: it takes two hours.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from slurm.strict_yaml import load  # noqa: E402
 
+SOURCES = (ROOT / "tests" / "mutations.yaml", ROOT / "tests" / "faults" / "guards.yaml")
 TIMEOUT_S = 300.0
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - .*)?$", re.MULTILINE)
 Tests = Sequence[str]
@@ -56,10 +58,10 @@ class Verdict:
         return f"{self.file}: {self.name}: " + ("SURVIVED" if self.by is None else f"caught by {self.by}")
 
 
-def mutations() -> list[Mutation]:
-    """Return all that mutations.yaml holds; exit with a sentence about each that cannot be made."""
+def mutations(sources: Iterable[Path] = SOURCES) -> list[Mutation]:
+    """Return all that these files hold; exit with a sentence about each that cannot be made."""
     made, wrong = [], []
-    for part in load(Path(__file__).with_suffix(".yaml")).data:
+    for part in [part for source in sources for part in load(source).data]:
         source = (ROOT / part["file"]).read_text()
         for name, (text, instead) in part["mutations"].items():
             made.append(Mutation(name, part["file"], text, instead, part["tests"]))
@@ -138,11 +140,14 @@ def judged(chosen: Sequence[Mutation], tree: Path) -> Iterator[Verdict]:
 def main() -> None:
     """Try the mutations that the command line asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "sources", nargs="*", type=Path, default=SOURCES, metavar="YAML", help="what to break"
+    )
     parser.add_argument("--only", default="", metavar="PATTERN", help="a regular expression in 'FILE: NAME'")
     parser.add_argument("--json", action="store_true", help="print one JSON list at the end")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    chosen = [each for each in mutations() if re.search(asked.only, f"{each.file}: {each.name}")]
+    chosen = [each for each in mutations(asked.sources) if re.search(asked.only, f"{each.file}: {each.name}")]
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="isoflop-mutation-") as tree:
         copy_tree(Path(tree))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +25,8 @@ app = typer.Typer(
 app.add_typer(study_verbs.verbs)
 app.add_typer(fit_verbs.verbs)
 
+TAIL_LINES = 100
+"""Of one rank, where it is asked for."""
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="a run's id, or its directory")]
 RunsDir = Annotated[Path, typer.Option(help="where studies are kept")]
 OneRun = Annotated[
@@ -112,6 +115,8 @@ def logs(
     run_id: RunId,
     runs_dir: RunsDir = Path("runs"),
     attempt: Annotated[int | None, typer.Option(help="default: the last one")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="only the last lines that name this rank")] = None,
+    as_json: Json = False,
 ) -> None:
     """Print what a run wrote to its output, then to its error stream."""
     from workflows.errors import ConfigError
@@ -120,10 +125,19 @@ def logs(
     number = attempt or max(directory.attempts(), default=0)
     if number not in directory.attempts():
         raise ConfigError(f"logs: {directory.path} has no attempt {number}; it has {directory.attempts()}")
+    texts = {}
     for suffix in ("out", "err"):
         log = directory.attempt(number, suffix)
-        if log.exists():
-            sys.stdout.write(log.read_text(errors="replace"))
+        text = log.read_text(errors="replace") if log.exists() else ""
+        texts[suffix] = text if rank is None else _of_rank(text, rank)
+    if rank is not None and not any(texts.values()):
+        say(
+            f"no line of attempt {number} says that it is of rank {rank}; without --rank all of them are printed"
+        )
+    if as_json:
+        emit({"run": directory.path.name, "attempt": number, "rank": rank, **texts})
+    else:
+        sys.stdout.write("".join(texts.values()))
 
 
 @app.command()
@@ -191,6 +205,12 @@ def list_(
         if as_json
         else show.lines(rows)
     )
+
+
+def _of_rank(text: str, rank: int) -> str:
+    """Return the last lines of a log that begin with a rank's name, as tracebacks, stacks and sentences of ranks do."""
+    named = re.compile(rf"(rank {rank}|\[rank{rank}\]):")
+    return "".join([line for line in text.splitlines(keepends=True) if named.match(line)][-TAIL_LINES:])
 
 
 def _wishes(

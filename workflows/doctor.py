@@ -20,7 +20,7 @@ from typing import Any, Literal
 from launch.attempt import find_launcher
 from launch.errors import LaunchError
 from slurm.client import Client
-from slurm.errors import UnreachableError
+from slurm.errors import RefusedError, UnreachableError
 from slurm.site import Site
 
 Verdict = Literal["ok", "warning", "wrong", "not checked"]
@@ -64,6 +64,7 @@ def examine(site: Site, runs_dir: Path) -> list[Finding]:
     return [
         *names(metadata.packages_distributions()),
         *scheduler(site),
+        *driver(site),
         *ranks(site),
         *network_plugin(site, os.environ),
         *hdf5(runs_dir),
@@ -102,6 +103,20 @@ def scheduler(site: Site) -> Iterator[Finding]:
         return
     alive = sum(job.state.phase != "ended" for job in jobs)
     yield Finding("scheduler", "ok", f"answers; {alive} of your jobs wait or run")
+
+
+def driver(site: Site) -> Iterator[Finding]:
+    """Yield whether a driver of a study could keep its helper from Ctrl-C and from outliving it."""
+    if site.scheduler is None:
+        return
+    from workflows.pilots import DETACHED, check_detached  # only now: it loads packages that `names` looks at
+
+    try:
+        check_detached()
+    except RefusedError as error:
+        yield Finding("driver", "wrong", f"`isoflop run` will not start: {error}")
+        return
+    yield Finding("driver", "ok", f"{DETACHED[0]} and {DETACHED[1]} do what `isoflop run` needs")
 
 
 def ranks(site: Site) -> Iterator[Finding]:

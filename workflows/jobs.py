@@ -35,26 +35,32 @@ class Watch:
     def __init__(self, study: Study) -> None:
         self._study, self._due_s = study, 0.0
         self._poll = Poll(Client(), study.site.slurm().poll_range_s) if study.site.scheduler else None
-        self._waits: list[str] = []
+        self._sentences: list[str] = []
+        self._some_wait = False
 
-    def tick(self) -> list[str]:
-        """Return a sentence for each job that has not ended, or of which nothing is heard."""
+    def tick(self, statuses: list[RunStatus]) -> list[str]:
+        """Return a sentence for each job that has not ended, is not heard of, or ended while its run left no word."""
         jobs = [job for job in study_jobs(self._study) if job.submitted.job_id]
-        if self._poll is None or not jobs or time.monotonic() < self._due_s:
-            return self._waits if jobs else []
+        if self._poll is None or not jobs:
+            self._sentences, self._some_wait = [], False
+            return []
+        if time.monotonic() < self._due_s:
+            return self._sentences
         states = self._poll.tick([job.submitted for job in jobs])
         self._due_s = time.monotonic() + self._poll.pause_s
-        self._waits = [
+        wordless = {status.run_id for status in statuses if status.state == "interrupted"}
+        self._some_wait = any(state.phase != "ended" for state in states.values())
+        self._sentences = [
             f"{f'job {number} of {job.run_id}' if job.run_id else f'allocation {number}'} {state.sentence}"
             for job in jobs
-            if (state := states[number := job.submitted.job_id]).phase != "ended"
+            if (state := states[number := job.submitted.job_id]).phase != "ended" or job.run_id in wordless
         ]
-        return self._waits
+        return self._sentences
 
     def goes_on(self, statuses: list[RunStatus]) -> bool:
         """Return whether anything may still change: a driver, a run or a job is at work."""
         running = any(status.state == "running" for status in statuses)
-        return running or bool(self._waits) or is_locked(self._study.directory / LOCK)
+        return running or self._some_wait or is_locked(self._study.directory / LOCK)
 
 
 def study_jobs(study: Study) -> list[StudyJob]:

@@ -32,7 +32,7 @@ from slurm.client import Client
 from slurm.script import step_options
 from workflows.parsl_app import attempt_on_nodes
 from workflows.parsl_sites import DRIVER, Say
-from workflows.pilots import Fleet, Pilot, nodes_of, resources_of
+from workflows.pilots import DETACHED, Fleet, Pilot, check_detached, nodes_of, resources_of
 from workflows.study import Run, Study
 
 FOLDER = ".pilots"
@@ -142,7 +142,7 @@ class Pilots:
             "ranks_per_node": -(-resources.ranks // nodes),
         }
         future = self._app(str(directory.path.resolve()), step, parsl_resource_specification=size)
-        self._wait(future, stop, lambda: directory.attempts() != before and self._is_over(job_of(directory)))
+        self._wait(future, stop, directory, before)
         begun = directory.attempts() != before
         if not future.done() and not (begun and self._is_over(job_of(directory))):
             cause = "the driver was interrupted" if stop.is_set() else self.fleet.problem
@@ -153,8 +153,10 @@ class Pilots:
             return record
         return self._cut(directory, begun, error, stop)
 
-    def _wait(self, future: Future[None], stop: threading.Event, is_lost: Callable[[], bool]) -> None:
-        """Wait for an attempt; when the driver is to stop, only for as long as ranks may take to commit.
+    def _wait(
+        self, future: Future[None], stop: threading.Event, directory: RunDir, before: Sequence[int]
+    ) -> None:
+        """Wait for an attempt; when the driver is to stop, only for as long as ranks, if there are any, take to commit.
 
         Parsl notices some time after the scheduler that an allocation is gone with all that ran on it.
         """
@@ -164,10 +166,11 @@ class Pilots:
                 return
             if self.fleet.ended != ended:
                 ended = self.fleet.ended
-                if is_lost():
+                if directory.attempts() != before and self._is_over(job_of(directory)):
                     return
             wait([future], TICK_S)
-        wait([future], GRACE_S if stop.is_set() else 0)
+        if directory.attempts() != before:
+            wait([future], GRACE_S)
 
     def _is_over(self, job_id: str | None) -> bool:
         return any(pilot.job_id == job_id and pilot.ended_s is not None for pilot in self.fleet.pilots)
@@ -176,8 +179,9 @@ class Pilots:
         self, directory: RunDir, begun: bool, error: BaseException | None, stop: threading.Event
     ) -> ExitRecord:
         """Return what became of an attempt without a word of its own: it goes on elsewhere, or never began."""
-        if not begun and error is not None and type(error).__name__ != "ManagerLost":
-            return _ended(1, f"it could not be started on its nodes: {type(error).__name__}: {error}")
+        if error is not None and type(error).__name__ != "ManagerLost":
+            what = "it could not be started on its nodes" if not begun else "its end could not be recorded"
+            return _ended(1, f"{what}: {type(error).__name__}: {error}")
         if not begun:
             return _ended(INTERRUPTED, "its allocation ended before it began")
         job_id = job_of(directory)
@@ -214,6 +218,7 @@ def pilots(study: Study, say: Say, account: str | None, queue: str | None) -> It
         RefusedError: an allocation would fail; a sentence for each reason.
         UnreachableError: the scheduler does not answer.
     """
+    check_detached()
     folder = make_private(study.directory / FOLDER)
     port, certificates = _port(folder), folder / "certificates"
     if not certificates.exists():
@@ -247,7 +252,7 @@ def pilots(study: Study, say: Say, account: str | None, queue: str | None) -> It
         encrypted=True,
     )
     # Ctrl-C reaches the driver alone, and what it leaves behind when it is killed would hold its port.
-    executor.interchange_launch_cmd = ["setsid", "setpriv", "--pdeathsig", "KILL", "interchange.py"]
+    executor.interchange_launch_cmd = [*DETACHED, "interchange.py"]
     # An allocation that an earlier driver asked for has these certificates, too.
     executor.cert_dir = str(certificates.resolve())  # type: ignore[assignment]
     threads = min(len(study.runs), fleet.nodes * study.file.pilots.at_most) + 1

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,8 @@ DEATHS = 2
 """Runs that die on a node before no further allocation takes it."""
 LANDING_S = 30.0
 """How long an sbatch whose driver died may still be on its way to the scheduler."""
+DETACHED = ("setsid", "setpriv", "--pdeathsig", "KILL")
+"""How a driver's helper is started: deaf to the Ctrl-C that reaches the driver, and gone when the driver is killed."""
 FRUITLESS = 3
 """Allocations in a row that end without having started any attempt."""
 
@@ -95,6 +98,16 @@ def bad_nodes(runs: Iterable[RunDir]) -> list[str]:
             record = run.exit_record(number)
             deaths[record.node if record else ""] += 1
     return sorted(node for node, count in deaths.items() if node and count >= DEATHS)
+
+
+def check_detached() -> None:
+    """Raise RefusedError when a driver cannot start its helper as DETACHED."""
+    try:
+        done = subprocess.run([*DETACHED, "true"], capture_output=True, text=True, timeout=10)
+    except OSError as error:
+        raise RefusedError(f"{error.filename}: {error.strerror}; it comes with util-linux") from None
+    if done.returncode:
+        raise RefusedError(f"{' '.join(DETACHED)}: {done.stderr.strip()}; a newer util-linux is needed")
 
 
 class Fleet:

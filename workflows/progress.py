@@ -51,7 +51,6 @@ def run_status(directory: RunDir, run: Run, progress: str) -> RunStatus:
     state = directory.state()
     attempts = directory.attempts() if directory.path.is_dir() else []
     last = attempts[-1] if attempts else 0
-    record = directory.last_exit()
     step = tokens = loss = rate = share = left_s = None
     wrong = False
     try:
@@ -84,9 +83,18 @@ def run_status(directory: RunDir, run: Run, progress: str) -> RunStatus:
         wrong,
         left_s,
         _heard_s(directory, last) if last else None,
-        record.cause if record and record.code else "",
+        _cause(directory, attempts),
         directory.attempt(last, "err") if last else None,
     )
+
+
+def _cause(directory: RunDir, attempts: list[int]) -> str:
+    """Return why the last attempt ended; while it goes on, why the one before did; empty when that was a success."""
+    for number in attempts[:-3:-1]:
+        if record := directory.exit_record(number):
+            before = f"attempt {number}: " if number != attempts[-1] else ""
+            return before + record.cause if record.code else ""
+    return ""
 
 
 def _heard_s(directory: RunDir, attempt: int) -> float | None:

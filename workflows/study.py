@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from launch.rundir import RUN_ID, RunDir
 from slurm.site import Site, load_site
 from slurm.strict_yaml import Document, KeyPath, dumps, load
 from workflows.config import Section, apply_overrides, leaves, parse, put
-from workflows.errors import ConfigError
+from workflows.errors import ConfigError, RefusedError
 from workflows.workflow import RunSize, Workflow, get
 
 NO_LAW = "none"
@@ -173,11 +173,13 @@ class Study:
 
     def run_yaml(self, run: Run, cache_dir: Path) -> str:
         """Return the text of `run`'s `run.yaml`: all that its ranks need to know, with data in `cache_dir`."""
+        gpus = self.site.scheduler.gpus if self.site.scheduler else None
         held = {
             "id": run.id,
             "study": self.file.name,
             "workflow": self.workflow.name,
             "site": self.site.name,
+            **({"gpus": asdict(gpus)} if gpus else {}),
             "gemm_peak_flops_per_s": self.site.gemm_peak_flops_per_s,
             "held_out": run.held_out,
             "cache_dir": str(cache_dir),
@@ -208,6 +210,7 @@ def read_study(path: Path, overrides: list[str] | None = None, site: str | None 
 
     Raises:
         ConfigError, YamlError, SiteError: the first thing that is wrong, with file, line and key.
+        RefusedError: a run would leave the GPUs idle that its site gives it.
     """
     document = load(path)
     if not isinstance(document.data, dict):
@@ -314,6 +317,12 @@ def _check_resources(document: Document, run: Run, site: Site, workflow: Workflo
         workflow.check_ranks(run.config, run.resources.ranks)
     except ValueError as error:
         raise ConfigError(f"{place}: run {run.id}: {error}") from None
+    idle = workflow.idle_gpus(run.config) if workflow.idle_gpus else ""
+    if idle and site.scheduler and site.scheduler.gpus:
+        raise RefusedError(
+            f"{document.source}: run {run.id}: each rank would get a GPU of site '{site.name}' and leave it idle, "
+            f"since {idle}, or take a site file without node_gpus"
+        )
 
 
 def _distinct(path: Path, runs: tuple[Run, ...]) -> None:

@@ -79,8 +79,9 @@ def status(
     expanded = study_at(study, overrides, site)
     jobs = Watch(expanded)
     while True:
-        statuses, waits = study_status(expanded), jobs.tick()
-        emit(show.status_data(statuses) if as_json else show.status_text(statuses, waits))
+        statuses = study_status(expanded)
+        sentences = jobs.tick(statuses)
+        emit(show.status_data(statuses) if as_json else show.status_text(statuses, sentences))
         if not watch or not jobs.goes_on(statuses):
             return
         time.sleep(WATCH_S)

@@ -108,6 +108,9 @@ class Workflow:
     """The stream whose last row says how far a run is."""
     facts: Callable[[Any, int], dict[str, int | float | str]] | None = None
     """(Config, ranks) -> what a plan shows of a run, by name; None for parameters, tokens and FLOPs."""
+    idle_gpus: Callable[[Any], str] | None = None
+    """Config -> why it would leave ranks' GPUs idle and what to set, empty where it would not; None where no run of
+    this kind uses GPUs."""
     estimated_s: Callable[[Any, int, int], float] | None = None
     """(Config, ranks, threads) -> a rough wall time; None where it follows from FLOPs."""
 

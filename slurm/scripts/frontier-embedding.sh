@@ -56,6 +56,18 @@ id: base-b70b5be1
 study: embedding-rmat
 workflow: embedding
 site: frontier
+gpus:
+  node_gpus: 8
+  gpu_of_l3:
+  - 4
+  - 5
+  - 2
+  - 3
+  - 6
+  - 7
+  - 0
+  - 1
+  cores_of_l3: 8
 gemm_peak_flops_per_s: 191500000000000.0
 held_out: false
 cache_dir: runs/.data

@@ -56,6 +56,18 @@ id: base-1832c686
 study: frontier-22b
 workflow: llm
 site: frontier
+gpus:
+  node_gpus: 8
+  gpu_of_l3:
+  - 4
+  - 5
+  - 2
+  - 3
+  - 6
+  - 7
+  - 0
+  - 1
+  cores_of_l3: 8
 gemm_peak_flops_per_s: 191500000000000.0
 held_out: false
 cache_dir: runs/.data

@@ -51,6 +51,14 @@ id: base-b70b5be1
 study: embedding-rmat
 workflow: embedding
 site: perlmutter
+gpus:
+  node_gpus: 4
+  gpu_of_l3:
+  - 3
+  - 2
+  - 1
+  - 0
+  cores_of_l3: 16
 gemm_peak_flops_per_s: 0.0
 held_out: false
 cache_dir: runs/.data

@@ -51,6 +51,14 @@ id: base-1832c686
 study: frontier-22b
 workflow: llm
 site: perlmutter
+gpus:
+  node_gpus: 4
+  gpu_of_l3:
+  - 3
+  - 2
+  - 1
+  - 0
+  cores_of_l3: 16
 gemm_peak_flops_per_s: 0.0
 held_out: false
 cache_dir: runs/.data

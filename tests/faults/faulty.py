@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from mpi4py import MPI  # isort: skip  # noqa: F401  (MPI comes before torch)
+from tests.faults import SLOW_S
 from workflows.llm import program
 
 ADVANCE = program.advance
@@ -27,6 +28,23 @@ def hang(_run: program.Training) -> None:
 def skip(run: program.Training) -> None:
     """Leave the step out that all others do, and go where they are not."""
     program.evaluate(run)
+
+
+def slow(_run: program.Training) -> None:
+    """Take long before the step."""
+    time.sleep(SLOW_S)
+
+
+def linger(_run: program.Training) -> None:
+    """Take long before the next evaluation."""
+    evaluate = program.evaluate
+
+    def evaluate_late(run: program.Training) -> float:
+        program.evaluate = evaluate
+        time.sleep(SLOW_S)
+        return evaluate(run)
+
+    program.evaluate = evaluate_late
 
 
 def boom(_run: program.Training) -> None:
@@ -44,6 +62,8 @@ KINDS = {
     "kill": signals(signal.SIGKILL),
     "hang": hang,
     "skip": skip,
+    "slow": slow,
+    "linger": linger,
     "usr1": signals(signal.SIGUSR1),
     "term": signals(signal.SIGTERM),
 }

@@ -10,6 +10,7 @@ import pytest
 
 from analysis.store import read_run
 from launch import attempt, checkpoint
+from tests.faults import SLOW_S
 from tests.faults.conftest import CHECKPOINT_EVERY, RANKS, SECRET, STEPS
 from tests.launch import alone
 from tests.workflows.llm.test_program import assert_bits_equal
@@ -72,6 +73,16 @@ def test_a_rank_that_is_not_where_others_wait_is_named_with_operation_and_step(f
     )
     assert after_s < LIMIT_S + UNDER_LOAD_S
     assert broken.living() == []
+
+
+@pytest.mark.full
+def test_ranks_that_are_slow_but_go_on_are_left_alone(faulty, undisturbed):
+    """Each part takes less than the limit, and any two in a row more."""
+    late = faulty(("slow", 1, 4), ("linger", 1, 4), ("slow", 1, 5), parallel={"timeout_s": 1.7 * SLOW_S})
+    record = late.attempt()
+    assert late.fired() == 3
+    assert (record.code, record.cause) == (0, "finished")
+    assert_bits_equal(late.outcome(), undisturbed.outcome())
 
 
 @pytest.mark.parametrize(

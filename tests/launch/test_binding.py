@@ -6,6 +6,7 @@ Frontier's and Perlmutter's numbers are those of their documentation; no test he
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ import pytest
 from launch.binding import BindingError, Given, choose, given, near_gpus, nics, spans
 from launch.rundir import RunDir
 from slurm.site import load_site
+from slurm.strict_yaml import dumps
 
-FRONTIER, PERLMUTTER = load_site("frontier").slurm(), load_site("perlmutter").slurm()
+FRONTIER, PERLMUTTER = load_site("frontier").slurm().gpus, load_site("perlmutter").slurm().gpus
 GCDS = (4, 5, 2, 3, 6, 7, 0, 1)
 
 
@@ -121,7 +123,7 @@ def one_core():
 
 
 def start(mpiexec, place: Path, gpu: int):
-    (place / "run.yaml").write_text("site: frontier\n")
+    (place / "run.yaml").write_text(dumps({"site": "a user's own", "gpus": asdict(FRONTIER)}))
     (place / "behaviour").write_text("finish")
     return mpiexec(1, "-m", "tests.launch.ranks", str(place), env={"ROCR_VISIBLE_DEVICES": str(gpu)})
 

@@ -44,7 +44,11 @@ SlurmdLogFile=$dir/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=1000
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+JobAcctGatherParams=OverMemoryKill
 SlurmdParameters=config_overrides
 GresTypes=gpu
 MpiDefault=pmi2
@@ -59,7 +63,7 @@ MinJobAge=3600
 ReturnToService=2
 JobRequeue=1
 EnforcePartLimits=ALL
-NodeName=n[1-$1] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + $1))] CPUs=8 RealMemory=4000 Gres=gpu:fake:8
+NodeName=n[1-$1] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + $1))] CPUs=8 RealMemory=8000 Gres=gpu:fake:8
 PartitionName=batch Nodes=ALL Default=YES MaxTime=2:00:00 State=UP
 CONF
 }

@@ -179,10 +179,9 @@ def test_a_submitted_run_is_not_submitted_twice(cluster, small, isoflop, monkeyp
 BINDS = """
 from mpi4py import MPI
 from launch.binding import BindingError, bind
-from slurm.site import Bin, Queue, Scheduler
-scheduler = Scheduler((Queue("batch", (), (Bin(4, 2),)),), node_cores=8, node_gpus=8)
+from slurm.site import NodeGpus
 try:
-    made = bind(MPI.COMM_WORLD, scheduler)
+    made = bind(MPI.COMM_WORLD, NodeGpus(8))
     word = f"gpu {made.gpu} as device {made.device}"
 except BindingError as error:
     word = str(error)

@@ -7,20 +7,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from launch.attempt import explain
-from launch.rundir import ExitRecord, make_private, write_exit
+from launch.attempt import Step, explain, run_attempt
+from launch.rundir import ExitRecord, RunDir, make_private, write_exit
 from slurm.client import Client
 from slurm.errors import RefusedError, UnreachableError
 from slurm.states import describe
 from tests.conftest import ROOT
 from tests.slurm.conftest import FakeSlurm
 from workflows.errors import ConfigError
+from workflows.jobs import Watch
 from workflows.pilots import Fleet, read_pilots
 from workflows.study import Study, read_study
 
@@ -66,7 +69,8 @@ def test_as_many_allocations_as_are_wanted_with_one_question_a_tick(study, fake_
     for _ in range(3):
         tick(fleet, wanted=2)
     assert asked(fake_slurm) == 2
-    assert len(fake_slurm.calls("squeue")) == 3
+    fleet.tick(2)
+    assert len(fake_slurm.calls("squeue")) == 3, "the fourth came before its time"
     assert fake_slurm.calls("sacct") == fake_slurm.calls("scontrol") == []
 
 
@@ -98,6 +102,18 @@ def test_a_silent_scheduler_is_asked_for_nothing_twice(study, fake_slurm, said):
     fake_slurm.say()
     tick(fleet)
     assert (fleet.pilots[0].sentence, asked(fake_slurm)) == ("is running", 1)
+
+
+@pytest.mark.parametrize("said", ["unreachable", "hang"])
+def test_a_scheduler_that_has_not_answered_yet_is_asked_for_nothing(study, fake_slurm, said):
+    fleet = fleet_of(study)
+    fleet._client = fleet._poll._client = Client(timeout_s=0.5)
+    fake_slurm.say(squeue=[said])
+    tick(fleet)
+    assert asked(fake_slurm) == 0
+    fake_slurm.say()
+    tick(fleet)
+    assert asked(fake_slurm) == 1
 
 
 def test_a_job_that_the_controller_has_forgotten_is_over(study, fake_slurm):
@@ -240,13 +256,56 @@ def test_status_says_why_it_waits_and_cancel_ends_it(small, study, fake_slurm, i
     assert fake_slurm.jobs() == []
 
 
+def test_who_watches_a_study_is_done_when_its_jobs_are(study, fake_slurm):
+    fleet = fleet_of(study)
+    tick(fleet)
+    watch = Watch(study)
+    assert watch.tick([]) == ["allocation 7 has just been submitted"]
+    assert watch.goes_on([])
+    become(fake_slurm, "FAILED")
+    tick(fleet, wanted=0)
+    assert watch.tick([]) == []
+    assert not watch.goes_on([])
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("OUT_OF_MEMORY", "ran out of memory"),
+        pytest.param("TIMEOUT", "was ended at its walltime", marks=pytest.mark.full),
+        pytest.param("NODE_FAIL", "lost a node", marks=pytest.mark.full),
+        pytest.param("CANCELLED by 0", "was cancelled by the machine (root), ", marks=pytest.mark.full),
+    ],
+)
+def test_status_says_what_ended_the_job_of_a_run_that_left_no_word(small, fake_slurm, isoflop, state, words):
+    study = (small, "--set", "sweep.grid={}", "--set", "site=loopback")
+    assert isoflop("submit", *study).stdout == "7\n"
+    [run] = [RunDir(path.parent) for path in small.parent.glob("runs/small/*/jobs.json")]
+    assert "job 7 of " in isoflop("status", *study).stdout
+    run.attempt(1, "out").touch()
+    become(fake_slurm, state)
+    assert f"\njob 7 of {run.path.name} {words}" in isoflop("status", *study).stdout
+    write_exit(run, 1, ExitRecord(0, "finished", 0, 10, 0, 0))
+    assert "job 7" not in isoflop("status", *study).stdout
+
+
 @pytest.mark.parametrize(
     ("tail", "cause", "rank", "node"),
     [
         ("srun: error: n2: task 1: Killed\n" + STEP_ENDED + " ***", "rank 1 on n2", 1, "n2"),
         ("srun: error: Node failure on n4\nsrun: error: n1: task 0: Killed", "node n4 was lost", -1, "n4"),
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=3.0.", "a rank ran out of memory", -1, ""),
+        ("srun: error: n1: task 1: Out Of Memory", "a rank ran out of memory", -1, ""),
+        (
+            "slurmstepd-n1: error: StepId=2.1 exceeded memory limit (2325381120 > 2097152000), being killed\n"
+            + STEP_ENDED
+            + " ***\nsrun: error: n1: task 0: Killed",
+            "a rank ran out of memory",
+            -1,
+            "",
+        ),
         (STEP_ENDED + " DUE TO TIME LIMIT ***", "the walltime was over", -1, ""),
+        (STEP_ENDED + " DUE TO PREEMPTION ***", "its nodes went to another job", -1, ""),
         (STEP_ENDED + " ***", "its step was ended from outside", -1, ""),
         ("srun: error: Task launch for StepId=3.0 failed on node n3: no", "node n3 did not start", -1, "n3"),
     ],
@@ -257,9 +316,126 @@ def test_what_srun_says_becomes_a_cause_and_a_place(tail, cause, rank, node):
     assert found[1:] == (rank, node)
 
 
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("srun: error: Node failure on n4", 75),
+        ("srun: error: Task launch for StepId=3.0 failed on node n3: no", 75),
+        (STEP_ENDED + " DUE TO TIME LIMIT ***", 75),
+        (STEP_ENDED + " DUE TO NODE FAILURE ***", 75),
+        (STEP_ENDED + " DUE TO PREEMPTION ***", 75),
+        (STEP_ENDED + " ***", 1),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=3.0.", 1),
+    ],
+)
+def test_an_attempt_whose_nodes_were_taken_goes_on_elsewhere(tmp_path, fake_slurm, said, code):
+    run = RunDir(make_private(tmp_path / "run"))
+    make_private(run.checkpoints / "step-00000005")
+    fake_slurm.say(srun=[f"says {said}\n"])
+    record = run_attempt(run, Step("no.program", 2, ()), threading.Event())
+    assert (record.code, record.step) == (code, 5 if code == 75 else -1)
+
+
 def test_memory_and_nodes_are_named_by_the_scheduler_too():
     assert describe("OUT_OF_MEMORY").sentence == "ran out of memory"
     assert describe("NODE_FAIL").sentence == "lost a node"
+
+
+def test_a_driver_that_could_not_be_detached_does_not_start(
+    small, fake_slurm, isoflop, monkeypatch, tmp_path
+):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "setsid").write_text("#!/bin/sh\necho what is setpriv? >&2; exit 1\n")
+    (tmp_path / "bin" / "setsid").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    done = isoflop("run", small, "--site", "loopback")
+    assert (done.status, done.stdout) == (3, "")
+    assert done.stderr.endswith("what is setpriv?; a newer util-linux is needed\n")
+    assert asked(fake_slurm) == 0
+
+
+HASTY = "import workflows.parsl_pilots as p; p.HEARTBEAT_S, p.SILENCE_S = 1, 4; from workflows.cli import main; main()"
+"""The command, whose allocations count its silence as its end after 4 s instead of 60."""
+
+
+@pytest.fixture
+def processes(fake_slurm) -> Iterator[Callable[[str], list[int]]]:
+    """Return `find(word)`: processes of this test that have a word in their command; all of them end with it."""
+
+    def find(word: str = "") -> list[int]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                mine = f"FAKE_SLURM={fake_slurm.file}".encode() in (entry / "environ").read_bytes().split(
+                    b"\0"
+                )
+                if mine and word.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+    yield find
+    for pid in find():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 60) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+@pytest.mark.full
+def test_an_allocation_ends_itself_when_its_driver_falls_silent(small, study, fake_slurm, processes):
+    fake_slurm.say(sbatch=["starts"], srun=["0", "hang"])  # the first one clears the node
+    driver = subprocess.Popen(
+        [sys.executable, "-c", HASTY, "run", str(small), "--site", "loopback"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(lambda: len(fake_slurm.calls("srun")) > 1, "an attempt in the allocation")
+    assert processes("process_worker_pool")
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    wait_for(lambda: not processes("process_worker_pool"), "the end of the allocation")
+
+
+@pytest.mark.full
+def test_a_driver_without_parsls_interchange_ends_its_allocations_and_says_why(
+    small, study, fake_slurm, processes
+):
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tests.slurm.command", "run", str(small), "--site", "loopback"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: any(pilot.job_id for pilot in read_pilots(study.directory)), "an allocation")
+    [interchange] = interchanges(driver.pid)
+    os.kill(interchange, signal.SIGKILL)
+    stdout, stderr = driver.communicate(timeout=60)
+    assert driver.returncode == 1
+    assert "Parsl's interchange has ended; see " in stdout + stderr
+    assert "Traceback" not in stdout + stderr
+    assert fake_slurm.jobs() == []
+
+
+@pytest.mark.full
+def test_an_attempt_whose_end_cannot_be_recorded_is_a_failure_at_once(small, study, fake_slurm, processes):
+    fake_slurm.say(sbatch=["starts"], srun=["mute"])
+    argv = [sys.executable, "-m", "tests.slurm.command", "run", str(small), "--site", "loopback"]
+    argv += ["--set", "resources.retries=0"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    for number in range(2):
+        said = done.stdout.splitlines()[-3 + number]
+        assert "its end could not be recorded: LaunchError: " in said
+        assert "attempt-001.exit.json: could not be written or read back" in said
 
 
 def interchanges(driver: int) -> list[int]:

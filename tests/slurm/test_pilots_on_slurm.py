@@ -6,16 +6,35 @@ import json
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from analysis.store import read_run
 from launch.rundir import RunDir
+from tests.conftest import ROOT
 from tests.slurm.conftest import CLUSTER, Cluster
 from tests.workflows.conftest import ISOFLOP
 
 LONG = ("--set", "base.train.steps=1500", "--set", "base.train.checkpoint_every=20")
 ACROSS = ("--set", "base.train.steps=60", "--set", "sweep.grid={model.width: [16]}")
+ONE = ("--set", "sweep.grid={model.width: [16]}")
+HUNGRY = """\
+import glob, os, sys, threading, time
+
+def eat(checkpoints):
+    while not glob.glob(checkpoints + "/step-*"):
+        time.sleep(0.05)
+    held = []
+    while True:
+        held.append(b"x" * 50_000_000)
+        time.sleep(0.05)
+
+if sys.orig_argv[-2:] == ["--attempt", "1"] and os.environ.get("SLURM_PROCID") == "1":
+    threading.Thread(target=eat, args=(sys.orig_argv[-3] + "/checkpoints",), daemon=True).start()
+"""
+"""A `sitecustomize` with which rank 1 of a first attempt takes more and more memory, once there is a checkpoint."""
 PAIR = ("--set", "resources={ranks: 2, threads: 5, retries: 2}", "--set", "pilots={nodes: 2, walltime: '10'}")
 
 
@@ -84,8 +103,7 @@ def test_a_study_shares_an_allocation_and_outlives_the_loss_of_a_node(
 @pytest.mark.full
 @pytest.mark.timeout(240)
 def test_a_cancelled_study_is_resumed_from_what_it_committed(cluster: Cluster, small, driver, isoflop):
-    one = ("--set", "sweep.grid={model.width: [16]}")
-    process = driver(*LONG, *one)
+    process = driver(*LONG, *ONE)
     run = cluster.until(lambda: committed(small))
     done = isoflop("cancel", small.parent / "runs" / "small")
     assert done.stdout.startswith("the driver has stopped\n"), done.stderr
@@ -139,3 +157,56 @@ def test_the_waiting_allocation_of_a_killed_driver_is_taken_over(cluster: Cluste
     stdout, stderr = second.communicate(timeout=150)
     assert [held["state"] for held in json.loads(stdout)["runs"]] == ["done"] * 2, stderr
     assert [held["job_id"] for held in json.loads(jobs.read_text())] == [pilot["job_id"]], heard + stderr
+
+
+def causes_told(run: RunDir, study: Path, isoflop) -> str:
+    """Return what `isoflop status` says of why things ended, in the middle of the next attempt."""
+    [status] = json.loads(isoflop("status", study.parent / "runs" / "small", "--json").stdout)
+    assert run.state() != "done", "too late to ask: this tests nothing"
+    return status["cause"]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(240)
+def test_a_rank_that_runs_out_of_memory_is_said_and_its_run_goes_on_once(
+    cluster: Cluster, small, driver, isoflop, monkeypatch
+):
+    (small.parent / "hungry").mkdir()
+    (small.parent / "hungry" / "sitecustomize.py").write_text(HUNGRY)
+    monkeypatch.setenv("PYTHONPATH", f"{small.parent / 'hungry'}:{ROOT}")
+    process = driver(*LONG, *ONE, "--set", "resources={ranks: 2, retries: 1}")
+    run = cluster.until(lambda: next((run for run in runs_of(small) if run.exit_record(1)), None))
+    assert "a rank ran out of memory" in causes_told(run, small, isoflop)
+    stdout, stderr = process.communicate(timeout=150)
+    assert "a rank ran out of memory; starting it again" in stderr
+    assert [held["state"] for held in json.loads(stdout)["runs"]] == ["done"], stderr
+    assert (run.exit_record(1).code, run.attempts()) == (1, [1, 2])
+    assert read_run(run.path).meta["restore_step"] > 0
+
+
+@pytest.mark.full
+@pytest.mark.timeout(240)
+def test_a_run_whose_allocation_comes_to_its_walltime_goes_on_in_the_next(
+    cluster: Cluster, small, driver, isoflop
+):
+    process = driver(
+        *LONG, *ONE, "--set", "pilots={walltime: '1'}", "--set", "resources={ranks: 2, retries: 0}"
+    )
+    run = cluster.until(lambda: committed(small))
+    jobs = small.parent / "runs" / "small" / "pilots.json"
+
+    def ended() -> bool:
+        """Return whether the first allocation is over; as long as it is not, nothing gets on in it."""
+        with suppress(ProcessLookupError, KeyError):  # it has ended, or is not there yet
+            for pid in json.loads(run.provenance.read_text())[str(max(run.attempts()))]["pids"]:
+                os.kill(pid, signal.SIGSTOP)  # Slurm wakes them when it warns or ends them
+        return json.loads(jobs.read_text())[0]["phase"] == "ended"
+
+    cluster.until(ended)
+    assert json.loads(jobs.read_text())[0]["sentence"] == "was ended at its walltime"
+    told = causes_told(run, small, isoflop)
+    assert "the walltime was over" in told or "was ended at its walltime" in told or "committed" in told
+    stdout, stderr = process.communicate(timeout=150)
+    assert [held["state"] for held in json.loads(stdout)["runs"]] == ["done"], stderr
+    assert {run.exit_record(number).code for number in run.attempts()[:-1]} == {75}, "no attempt is a failure"
+    assert read_run(run.path).meta["restore_step"] > 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from slurm import script, site
+from slurm.allocation import Allocation, render_allocation
 from slurm.errors import SiteError, SpecError
 from slurm.site import load_site
 from slurm.spec import Resources
@@ -101,6 +102,27 @@ def test_a_hostile_path_is_data(name, tmp_path, fake_slurm):
         "1",
     ]
     assert (run_dir / "run.yaml").read_text() == config
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("restarts_max", [None, 2], ids=["pilot", "study in a job"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_path_is_data_in_an_allocation_too(name, restarts_max, tmp_path, fake_slurm):
+    study = tmp_path / name / "study"
+    study.mkdir(parents=True)
+    allocation = Allocation(
+        name="small.pilot",
+        node_count=1,
+        walltime_s=600,
+        argv=("printf", "[%s]", name, "$PYTHONPATH"),
+        run_dir=study,
+        python=study / "python",
+        environment={"PYTHONPATH": name},
+        restarts_max=restarts_max,
+    )
+    done = under_bash(render_allocation(allocation, load_site("loopback")), fake_slurm)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"[{name}][$PYTHONPATH]" in done.stdout
     assert not list(tmp_path.rglob("pwned"))
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from launch.rundir import ExitRecord, RunDir, make_private, write_exit
 from tests.conftest import ROOT
 from workflows.arguments import emit
 
@@ -65,6 +66,46 @@ def test_lists_name_what_is_there(isoflop, what, name):
 def test_a_study_that_never_ran_is_pending(small, isoflop):
     status = json.loads(isoflop("status", small, "--json").stdout)
     assert [(s["state"], s["attempts"]) for s in status] == [("pending", 0)] * 2
+
+
+@pytest.fixture
+def twice_begun(small, isoflop) -> RunDir:
+    """Return a run whose first attempt lost its time, and whose second one was killed with its driver."""
+    [name, *_] = [run["id"] for run in json.loads(isoflop("plan", small, "--json").stdout)["runs"]]
+    run = RunDir(make_private(small.parent / "runs" / "small" / name))
+    write_exit(run, 1, ExitRecord(75, "the walltime was over", -1, 5, 0.0, 1.0))
+    run.attempt(2, "out").write_text("rank 1: hello\nnobody's\n")
+    run.attempt(2, "err").write_text(
+        "[rank1]: Traceback\n[rank11]: Traceback\nrank 0: x\n" + "rank 1: y\n" * 150
+    )
+    return run
+
+
+def test_status_says_why_the_attempt_before_ended(small, isoflop, twice_begun):
+    [status, _] = json.loads(isoflop("status", small, "--json").stdout)
+    assert (status["state"], status["cause"]) == ("interrupted", "attempt 1: the walltime was over")
+    write_exit(twice_begun, 2, ExitRecord(1, "ValueError: boom", 1, 5, 0.0, 1.0))
+    [status, _] = json.loads(isoflop("status", small, "--json").stdout)
+    assert status["cause"] == "ValueError: boom"
+
+
+def test_the_log_of_one_rank_is_the_end_of_what_names_it(isoflop, twice_begun):
+    whole = isoflop("logs", twice_begun.path)
+    assert (
+        whole.stdout == twice_begun.attempt(2, "out").read_text() + twice_begun.attempt(2, "err").read_text()
+    )
+    held = json.loads(isoflop("logs", twice_begun.path, "--rank", 1, "--json").stdout)
+    assert held == {
+        "run": twice_begun.path.name,
+        "attempt": 2,
+        "rank": 1,
+        "out": "rank 1: hello\n",
+        "err": "rank 1: y\n" * 100,
+    }
+    assert isoflop("logs", twice_begun.path, "--rank", 11).stdout == "[rank11]: Traceback\n"
+    nobody = isoflop("logs", twice_begun.path, "--rank", 7)
+    assert (nobody.status, nobody.stdout) == (0, "")
+    assert nobody.stderr.startswith("no line of attempt 2 says that it is of rank 7")
 
 
 @pytest.mark.parametrize(

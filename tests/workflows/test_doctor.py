@@ -11,7 +11,7 @@ import pytest
 from slurm.site import load_site
 from tests.conftest import ROOT
 from tests.workflows.conftest import ISOFLOP
-from workflows.doctor import file_system, judged, network_plugin
+from workflows.doctor import driver, file_system, judged, network_plugin
 
 TWICE = """\
 #!/bin/sh
@@ -72,6 +72,24 @@ def test_a_launcher_of_another_mpi_is_found(doctor, tmp_path, monkeypatch):
     status, found = doctor("--site", str(tmp_path / "mine.yaml"))
     assert status == 3
     assert "twice -n 2 starts worlds of [1, 1] ranks: mpi4py uses MPICH" in found["world size"]["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("setsid", "sentence"),
+    [
+        ("", "setsid: No such file or directory; it comes with util-linux"),
+        ("echo what is pdeathsig? >&2; exit 1", "what is pdeathsig?; a newer util-linux is needed"),
+    ],
+)
+def test_a_driver_that_could_not_be_detached_is_said(tmp_path, monkeypatch, setsid, sentence):
+    if setsid:
+        (tmp_path / "setsid").write_text(f"#!/bin/sh\n{setsid}\n")
+        (tmp_path / "setsid").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    [finding] = driver(load_site("loopback"))
+    assert finding.verdict == "wrong"
+    assert finding.sentence.endswith(sentence)
+    assert list(driver(load_site("local"))) == []
 
 
 def test_a_launcher_that_is_not_there_is_said(doctor, tmp_path):

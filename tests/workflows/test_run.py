@@ -238,7 +238,7 @@ def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(small, undisturbed, i
     second = isoflop("run", small, *LONG)
     assert second.status == 3
     assert "already being worked on by" in second.stderr
-    driver.send_signal(signal.SIGINT)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to all that the driver has not kept from it
     stdout, stderr = driver.communicate(timeout=60)
     assert driver.returncode == 130
     assert "interrupted; the same command goes on" in stdout.decode()

@@ -9,7 +9,7 @@ import pytest
 from launch.rundir import RUN_ID
 from slurm.strict_yaml import YamlError, dumps, loads
 from tests.conftest import ROOT
-from workflows.errors import ConfigError
+from workflows.errors import ConfigError, RefusedError
 from workflows.study import read_study
 
 STUDY = """\
@@ -164,3 +164,45 @@ def test_more_ranks_than_cores_must_be_asked_for(tmp_path):
     with pytest.raises(ConfigError, match="wants 512 ranks of 1 threads, site 'local' has"):
         read(tmp_path, text, "resources.ranks=512")
     assert read(tmp_path, text, "resources.ranks=512", "resources.oversubscribe=true").runs
+
+
+GPU_SITE = """\
+name: ours
+description: a machine of this user's own
+launcher: srun
+cores: 64
+scheduler:
+  queues: [{name: batch, options: [], bins: [{nodes: 4, hours: 2}]}]
+  node_cores: 16
+  node_gpus: 2
+  gpu_of_l3: [1, 0]
+  cores_of_l3: 8
+"""
+
+
+@pytest.mark.parametrize("backend", ["mpi4py", "gloo"])
+def test_a_run_that_would_leave_its_gpus_idle_is_refused(tmp_path, backend):
+    own = tmp_path / "own.yaml"
+    own.write_text(GPU_SITE)
+    settings = [f"site={own}", f"base.parallel.backend={backend}"]
+    with pytest.raises(RefusedError) as caught:
+        read(tmp_path, STUDY, *settings)
+    assert caught.value.exit_code == 3
+    assert str(caught.value).endswith(
+        "each rank would get a GPU of site 'ours' and leave it idle, since "
+        f"parallel.backend={backend} keeps tensors on CPUs; set base.parallel.backend=nccl, "
+        "or take a site file without node_gpus"
+    )
+    own.write_text(
+        "\n".join(line for line in GPU_SITE.splitlines() if "_l3" not in line and "gpus" not in line)
+    )
+    assert read(tmp_path, STUDY, *settings).runs
+
+
+def test_ranks_hear_of_the_gpus_of_any_site(tmp_path):
+    (tmp_path / "own.yaml").write_text(GPU_SITE)
+    study = read(tmp_path, STUDY, f"site={tmp_path}/own.yaml", "base.parallel.backend=nccl")
+    held = loads(study.run_yaml(study.runs[0], tmp_path)).data
+    assert held["gpus"] == {"node_gpus": 2, "gpu_of_l3": [1, 0], "cores_of_l3": 8}
+    plain = read(tmp_path, STUDY)
+    assert "gpus" not in loads(plain.run_yaml(plain.runs[0], tmp_path)).data

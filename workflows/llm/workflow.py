@@ -17,6 +17,16 @@ def prepare(config: LlmConfig, cache_dir: Path) -> str:
     return str(prepare_tokens(config.data, config.model.vocab_size, cache_dir))
 
 
+def idle_gpus(config: LlmConfig) -> str:
+    """Return what keeps a run's tensors from GPUs, and what to set; empty when they live there."""
+    backend = config.parallel.backend
+    return (
+        ""
+        if backend == "nccl"
+        else f"parallel.backend={backend} keeps tensors on CPUs; set base.parallel.backend=nccl"
+    )
+
+
 WORKFLOW = Workflow(
     name="llm",
     description="language-model training on MPI ranks",
@@ -28,4 +38,5 @@ WORKFLOW = Workflow(
     prepare=prepare,
     isoflop_keys=(("train", "flops"), ("model", "width")),
     footprint=footprint,
+    idle_gpus=idle_gpus,
 )

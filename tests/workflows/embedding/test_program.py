@@ -107,6 +107,14 @@ def test_a_rank_that_stands_still_ends_the_job_and_is_named(embed):
     assert checkpoint.steps(run.checkpoints) == [1, 2], "the step before can be gone on from"
 
 
+@pytest.mark.full
+def test_a_rank_that_is_slow_but_goes_on_is_left_alone(embed, finished):
+    config = {**CONFIG, "execution": {"column_block": 16, "timeout_s": 10}}
+    ended, run = embed(2, config, 1, 2, 0)
+    assert (ended.status, run.last_exit().cause) == (0, "finished")
+    assert vectors(run).tobytes() == vectors(finished).tobytes()
+
+
 @pytest.mark.parametrize(
     ("ranks", "text", "sentence"),
     [
