@@ -32,7 +32,8 @@ class Bomb:
 def test_a_pickle_is_no_checkpoint_and_is_not_executed(tmp_path, file):
     pwned = tmp_path / "pwned"
     place = alone.save(tmp_path / "checkpoints", 1, {"x": np.arange(100)}, {})
-    (place / file).write_bytes(pickle.dumps(Bomb(pwned)))
+    length = (place / file).stat().st_size  # as long as it should be, so that it is looked at
+    (place / file).write_bytes(pickle.dumps(Bomb(pwned)).ljust(length, b"\0"))
     with pytest.raises(CheckpointError, match=file):
         alone.load(tmp_path / "checkpoints")
     assert not pwned.exists()
