@@ -15,10 +15,11 @@ from analysis.identify import identify, independent, intervals_of
 from analysis.law import Law
 from analysis.minimise import CONVERGED, Minima, minimise
 from analysis.problem import N_STARTS, Problem
+from analysis.profile import profile
 from analysis.resampling import Resampling, weights_of
 from analysis.result import FitResult
 from analysis.table import Observations
-from analysis.uncertainty import covariance, profile
+from analysis.uncertainty import covariance
 
 Floats = NDArray[np.float64]
 SAME_LOSS = 1e-12
@@ -57,6 +58,7 @@ def fit(
     hold: Mapping[str, float] | None = None,
     delta: float | None = None,
     scale: str | None = None,
+    tau: float = 0.5,
     starts: int = N_STARTS,
     bootstrap: int = 1000,
     resampling: Resampling = POINTS,
@@ -66,10 +68,11 @@ def fit(
     """Return the law fitted by the sum of Huber_delta(residual); a residual is ln predicted - ln observed.
 
     A law of bounded outcomes takes differences instead, over the mean outcome; `scale` and `delta` overrule what the
-    law asks for. Parameters in `hold` stay at their value. The law's best starting points, at most `starts`, are
-    followed to their minimum and the lowest one is taken. Intervals are the 2.5 and 97.5 percentiles of `bootstrap`
-    resamples of the points (or of what `resampling` draws), each fitted from that minimum; resample i is drawn from
-    (seed, i) alone. `spread` may fit them elsewhere.
+    law asks for. Points above the law have a share `tau` of the pull: below a half, the law runs through the better
+    runs, where badly tuned ones lie above. Parameters in `hold` stay at their value. The law's best starting points,
+    at most `starts`, are followed to their minimum and the lowest one is taken. Intervals are the 2.5 and 97.5
+    percentiles of `bootstrap` resamples of the points (or of what `resampling` draws), each fitted from that
+    minimum; resample i is drawn from (seed, i) alone. `spread` may fit them elsewhere.
 
     Raises:
         DataError: the points are too few or too alike for the law, or their losses are all the same.
@@ -79,7 +82,7 @@ def fit(
     delta = chosen.delta if delta is None else delta
     if not delta > 0 or bootstrap < 0:
         raise DataError(f"delta={delta}, bootstrap={bootstrap}: delta is positive, bootstrap at least 0")
-    problem = chosen.bind(observations, hold, scale)
+    problem = chosen.bind(observations, hold, scale, tau)
     _check_outcomes(observations)
     minima, best = solve(problem, delta, starts)
     theta, objective = minima.theta[best], float(minima.objective[best])
@@ -121,10 +124,15 @@ def fit(
         gradient_norm=gradient_norm,
         active_bounds=at_bound,
         unidentified=unidentified,
-        warnings=_warnings(observations, count, drawn) + (_no_interval(spare) if count < bootstrap else []),
+        warnings=[
+            *_warnings(observations, count, drawn),
+            *(_no_interval(spare) if count < bootstrap else []),
+            *chosen.cautions(natural, problem.x),
+        ],
         exclusions=list(observations.exclusions),
         delta=delta,
         scale="linear" if problem.plain and not chosen.exponential else "log",
+        tau=tau,
         seed=seed,
         bootstrap=count,
         resampling=str(resampling),
@@ -134,6 +142,7 @@ def fit(
         data_sha256=observations.sha256,
         flops_convention=observations.flops_convention,
         size_convention=observations.size_convention,
+        data_convention=observations.data_convention,
         outcome=observations.outcome,
         ranges={name: (float(column.min()), float(column.max())) for name, column in x.items()},
         mean_loss=float(observations.y.mean()),
@@ -154,8 +163,8 @@ def solve(problem: Problem, delta: float, starts: int = N_STARTS) -> tuple[Minim
 def profile_of(
     found: FitResult, observations: Observations, name: str, hold: Mapping[str, float] | None = None
 ) -> tuple[float, float]:
-    """Return the 95 % profile interval of one shape or constant of a fit to these observations. Raises DataError."""
-    problem = laws.get(found.law).bind(observations, hold, found.scale)
+    """Return the 95 % profile interval of one parameter of a fit to these observations. Raises as `profile`."""
+    problem = laws.get(found.law).bind(observations, hold, found.scale, found.tau)
     minima, best = solve(problem, found.delta)
     return profile(problem, minima.theta[best], found.delta, name)
 
@@ -271,8 +280,9 @@ def _decided_by_exclusion(
     if observations.left_out is None or not found.intervals:
         return []
     everything = replace(observations.joined(observations.left_out), left_out=None)
+    asked = {"delta": found.delta, "scale": scale, "tau": found.tau}
     try:
-        whole = fit(found.law, everything, hold=hold, delta=found.delta, scale=scale, bootstrap=0).params
+        whole = fit(found.law, everything, hold=hold, bootstrap=0, **asked).params  # type: ignore[arg-type]
     except (DataError, NotConvergedError) as error:
         return [f"with the points left out there is no fit: {error}"]
     moved = [

@@ -100,6 +100,10 @@ class Law(ABC):
         """Return the coordinates of the parameters where every unit is one."""
         return dict(p)
 
+    def cautions(self, parameters: Mapping[str, float], x: Mapping[str, Floats]) -> list[str]:
+        """Return what a reader must know of the law with these parameters, a sentence each."""
+        return []
+
     def remarks(self, parameters: Mapping[str, float], x: Mapping[str, Floats]) -> dict[str, str]:
         """Return parameters that these inputs cannot determine, by the law's own rule, and why."""
         return {}
@@ -121,13 +125,19 @@ class Law(ABC):
         return factors, [copy for name in self.shapes for copy in each(name)]
 
     def bind(
-        self, observations: Observations, hold: Mapping[str, float] | None = None, scale: str | None = None
+        self,
+        observations: Observations,
+        hold: Mapping[str, float] | None = None,
+        scale: str | None = None,
+        tau: float = 0.5,
     ) -> Problem:
         """Return the problem of fitting these, with the parameters in `hold` fixed.
 
         Raises:
             DataError: the points are too few or too alike, or a parameter is held that cannot be.
         """
+        if scale not in (None, "log", "linear") or not 0 < tau < 1:
+            raise DataError(f"scale={scale}, tau={tau:g}: there is log and linear, and tau between 0 and 1")
         x = observations.columns(self.inputs)
         factors, shapes = self.names(x)
         held = dict(hold or {})
@@ -140,7 +150,7 @@ class Law(ABC):
         else:
             unit["y"] = float(observations.y.mean() if self.outer == 1.0 else observations.y.max())
             y = observations.y / unit["y"]
-        return Problem(self, factors, shapes, x, unit, y, held, scale or self.scale)
+        return Problem(self, factors, shapes, x, unit, y, held, scale or self.scale, tau)
 
     def predict(self, parameters: Mapping[str, Floats], x: Mapping[str, Floats]) -> Floats:
         """Return the outcome at inputs `x`, for parameters that broadcast with them."""

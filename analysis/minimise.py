@@ -86,6 +86,7 @@ def _objective(
     """
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         residual, slopes = problem.residual(theta)
+        weights = weights * problem.side(residual)
         size = np.abs(residual)
         terms = np.where(size <= delta, residual**2 / 2, delta * (size - delta / 2))
         pull = weights * np.clip(residual, -delta, delta)

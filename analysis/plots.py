@@ -14,11 +14,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.result import FitResult
 from analysis.summary import RunSummary
+from analysis.table import Observations
 
 Colour = tuple[float, float, float, float]
 Style = dict[str, Any]
 HOLD_OUT = "#d1495b"
 BAND = 0.18
+MOST_NAMED = 12
+"""Sizes that a legend names."""
 TOLD = "told:"
 """Begins the id of what has a text to show."""
 
@@ -101,6 +104,21 @@ def residuals(fit: FitResult, runs: Sequence[RunSummary]) -> Figure:
         tell(axis.plot(run.C, off, mec="white", ls="", **mark), f"{said(run)}, {off:+.2f} % off the law")
     axis.set(xscale="log", xlabel="training FLOPs, as counted", ylabel="measured / predicted - 1, %")
     _legend(axis, done, colour)
+    return figure
+
+
+def agreement(fit: FitResult, points: Observations) -> Figure:
+    """Return how far each point lies off the law, over what the law says, in percent or in the outcome's own unit."""
+    off = np.array(fit.residuals)
+    if fit.scale == "log":
+        predicted, off, label = points.y * np.exp(-off), 100 * np.expm1(off), "observed / predicted - 1, %"
+    else:
+        predicted, label = points.y - off, "observed - predicted"
+    figure, (axis,) = new_figure(1)
+    axis.axhline(0, lw=0.8, color="grey")
+    for name, at, y, gap in zip(points.labels, predicted, points.y, off, strict=True):
+        tell(axis.plot(at, gap, "o", mec="white", color="#4c6a92"), f"{name}: {y:.6g}, {gap:+.3g} off")
+    axis.set(xlabel=f"predicted {fit.outcome}", ylabel=label)
     return figure
 
 
@@ -209,8 +227,10 @@ def _by_size(runs: Sequence[RunSummary]) -> Callable[[float], Colour]:
 
 
 def _legend(axis: Axes, runs: Sequence[RunSummary], colour: Callable[[float], Colour]) -> None:
-    """Add one entry for each size, and one for the hold-outs when there are some."""
-    for size in sorted({run.N for run in runs}):
+    """Add one entry for each size (of many, some), and one for the hold-outs when there are some."""
+    sizes = sorted({run.N for run in runs})
+    for at in np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), MOST_NAMED)).round().astype(int)):
+        size = sizes[at]
         axis.plot([], [], "o", color=colour(size), label=f"N = {short(size)}")
     if any(run.held_out for run in runs):
         axis.plot([], [], "*", ms=11, color=HOLD_OUT, label="held out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,8 +33,8 @@ class Problem:
     """Outcomes over their unit, or their logarithms for an exponential law."""
     held: dict[str, float]
     scale: str
-    pinned: dict[int, float] = field(default_factory=dict)
-    """Coordinates that are held at a value, for a profile."""
+    tau: float = 0.5
+    """Share of the pull that points above the law have: below a half, it runs through the better runs."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -82,8 +82,6 @@ class Problem:
             shape = self.law.shapes[name.split("[")[0]]
             held = name in self.held
             pairs.append((self._held_at(name),) * 2 if held else (shape.low, shape.high + self._reach(shape)))
-        for at, value in self.pinned.items():
-            pairs[at] = (value, value)
         low, high = np.array(pairs, dtype=float).T
         return low, high
 
@@ -98,6 +96,10 @@ class Problem:
             if at is not None:
                 slopes[..., at] += log_total
             return outer * log_total - np.log(self.y), slopes
+
+    def side(self, residual: Floats) -> Floats | float:
+        """Return what the pull of each residual is multiplied by: 2 tau above the law, 2 (1 - tau) below it."""
+        return 1.0 if self.tau == 0.5 else np.where(residual > 0, 2 * (1 - self.tau), 2 * self.tau)
 
     def curvature(self, theta: Floats, weight: Floats) -> Floats:
         """Return sum_i weight_i times the Hessian of residual i, (B, P, P), for weights (B, n)."""

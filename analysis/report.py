@@ -32,10 +32,13 @@ from analysis.summary import (
     run_rows,
     spread_rows,
 )
+from analysis.table import Observations
 
 PNG_DPI = 130
 IMAGES = ("png", "pdf")
-PLOTS = frozenset({"loss_curves", "law", "hold_outs", "residuals", "frontier", "scores", "scaling", "speeds"})
+PLOTS = frozenset(
+    {"loss_curves", "law", "hold_outs", "residuals", "frontier", "scores", "scaling", "speeds", "agreement"}
+)
 """Every plot that a report may have."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f24; --soft: #6b7280; --line: #e3e5e8; --paper: #fff; --bad: #b3261e; }
@@ -64,16 +67,17 @@ def write_report(
     fit: FitResult | None,
     problem: str = "",
     laws: Sequence[Comparison] = (),
+    points: Observations | None = None,
 ) -> Path:
     """Write `report.html` and `plots/*.{png,pdf}` into `directory` and return the path of the report.
 
     Without a fit the report shows what the runs hold, and says with `problem` why there is none, if there should be.
-    `laws` are shown side by side.
+    `laws` are shown side by side. A fit to `points` that are no runs is shown by how far they lie off it.
 
     Raises:
         DataError: the directory cannot be written.
     """
-    figures = _figures(runs, fit)
+    figures = _figures(runs, fit, points)
     page = _page(
         study, runs, fit, problem, laws, [(name, caption, _svg(figure)) for name, caption, figure in figures]
     )
@@ -93,14 +97,18 @@ def write_report(
     return directory / "report.html"
 
 
-def _figures(runs: Sequence[RunSummary], fit: FitResult | None) -> list[tuple[str, str, Figure]]:
+def _figures(
+    runs: Sequence[RunSummary], fit: FitResult | None, points: Observations | None
+) -> list[tuple[str, str, Figure]]:
     """Return (file name, caption, figure) of every plot that there is data for."""
     made: list[tuple[str, str, Figure | None]] = [
         ("loss_curves", "Loss of every run.", plots.loss_curves(runs)),
         ("speeds", "Training speed of every run.", plots.speeds(runs)),
     ]
     made.append(("scores", "F1 by the share of labels that train.", scaling_plots.scores(runs)))
-    if fit and "p" in fit.ranges:
+    if fit and points and not runs:
+        made.append(("agreement", "What the law leaves unexplained.", plots.agreement(fit, points)))
+    elif fit and "p" in fit.ranges:
         made.append(("scaling", "Wall time by ranks and the law.", scaling_plots.times(fit, runs)))
     elif fit:
         made += [
@@ -121,10 +129,8 @@ def _page(
     figures: Sequence[tuple[str, str, str]],
 ) -> str:
     done = sum(run.state == "done" for run in runs)
-    parts = [
-        f"<h1>{escape(study)}</h1>",
-        f"<p class='soft'>{done} of {len(runs)} runs finished, {_now()}</p>",
-    ]
+    told = f"{fit.n_points} points" if fit and not runs else f"{done} of {len(runs)} runs finished"
+    parts = [f"<h1>{escape(study)}</h1>", f"<p class='soft'>{told}, {_now()}</p>"]
     failed = [run for run in runs if run.state == "failed"]
     parts += [f"<p class='bad'>{escape(run.run_id)} failed: {escape(run.cause)}</p>" for run in failed]
     if fit:
@@ -141,7 +147,8 @@ def _page(
         parts.append(f"<p class='soft'>{escape(verdict(laws))}; all by least squares of logarithms</p>")
     for name, caption, svg in figures:
         parts.append(f"<figure id='{name}'>{svg}<figcaption>{escape(caption)}</figcaption></figure>")
-    parts += ["<h2>Runs</h2>", _table(RUN_COLUMNS, run_rows(runs))]
+    if runs:
+        parts += ["<h2>Runs</h2>", _table(RUN_COLUMNS, run_rows(runs))]
     if spread := spread_rows(runs):
         parts += ["<h2>Time and memory</h2>", _table(SPREAD_COLUMNS, spread)]
     if fit:

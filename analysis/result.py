@@ -59,6 +59,8 @@ class FitResult:
     delta: float
     scale: str
     """log or linear: what a residual is."""
+    tau: float
+    """Share of the pull that points above the law have."""
     seed: int
     bootstrap: int
     resampling: str
@@ -70,6 +72,7 @@ class FitResult:
     data_sha256: str
     flops_convention: str
     size_convention: str
+    data_convention: str
     outcome: str
     ranges: dict[str, tuple[float, float]]
     """Lowest and highest of each input."""
@@ -143,8 +146,8 @@ class FitResult:
         told: dict[str, Any] = finite({"schema": SCHEMA, **held, "compute_optimal": optima})
         return told
 
-    def write(self, directory: Path) -> None:
-        """Write `fit.json` and `fit.h5` (which holds the bootstrap sample too), each whole or not at all.
+    def write(self, directory: Path, markdown: str = "") -> None:
+        """Write `fit.json`, `fit.h5` (with the bootstrap sample), and `fit.md` if given, each whole or not at all.
 
         Raises:
             DataError: the directory cannot be written.
@@ -152,9 +155,11 @@ class FitResult:
         text = json.dumps({**self.to_json(), "provenance": _provenance()}, indent=1) + "\n"
         beside = directory / f".fit.{os.getpid()}"
         try:
-            with open(os.open(beside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
-                file.write(text)
-            beside.rename(directory / "fit.json")
+            for name, content in (("fit.json", text), ("fit.md", markdown)):
+                if content:
+                    with open(os.open(beside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+                        file.write(content)
+                    beside.rename(directory / name)
             with h5py.File(beside, "w") as store:
                 store.attrs["json"] = text
                 store["sample"] = self.sample

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import DataError
-from analysis.store import read_attempt, read_run
+from analysis.store import AttemptMetrics, RunMetrics, read_attempt, read_run
 
 METRICS_COLUMNS = {"N": "N_total", "D": "tokens", "L": "val_loss"}
 """Where a metrics file holds the inputs and the outcome of a law of the loss."""
@@ -45,12 +45,17 @@ def metrics_rows(path: Path) -> Rows:
         StoreError: the file is damaged, or none of ours.
     """
     held = read_run(path) if path.is_dir() else read_attempt(path)
+    return _rows(path, ((row["step"], row) for row in step_rows(held) if row["tokens"] > 0))
+
+
+def step_rows(held: RunMetrics | AttemptMetrics) -> list[dict[str, Any]]:
+    """Return a row a step: the summary's fields, `step`, `tokens`, `time`, and the streams that have a value there."""
     steps: dict[int, dict[str, Any]] = {}
     for name, table in held.streams.items():
-        for step, tokens, time, value in table[table["tokens"] > 0].tolist():
+        for step, tokens, time, value in table.tolist():
             row = steps.setdefault(step, {**held.summary, "step": step, "tokens": tokens, "time": time})
             row[name] = value
-    return _rows(path, ((step, steps[step]) for step in sorted(steps)))
+    return [steps[step] for step in sorted(steps)]
 
 
 def json_rows(path: Path) -> Rows:
@@ -59,7 +64,7 @@ def json_rows(path: Path) -> Rows:
     Raises:
         DataError: a line that is no JSON object.
     """
-    return _rows(path, ((number, dict(_flat(one))) for number, one in _objects(path)))
+    return _rows(path, ((number, dict(flat(one))) for number, one in _objects(path)))
 
 
 def event_rows(path: Path) -> Rows:
@@ -106,10 +111,11 @@ def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise DataError(f"{path}:{number}: no JSON ({error})") from None
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings that are something, under their keys joined by dots."""
     for key, value in nested.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         elif value is not None:
             yield f"{prefix}{key}", value
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.result import FitResult
+from analysis.table import Observations
 
 if TYPE_CHECKING:
     from analysis.compare import Comparison
@@ -58,6 +59,28 @@ class RunSummary:
         return float("nan") if self.loss is None else self.loss
 
 
+def runs_of_points(points: Observations) -> list[RunSummary]:
+    """Return points of N, D and a loss as finished runs, of which nothing else is known."""
+    N, D = points.N, points.D
+    known = zip(points.labels, N.tolist(), D.tolist(), points.y.tolist(), strict=True)
+    return [
+        RunSummary(
+            run_id=label,
+            state="done",
+            N=n,
+            D=d,
+            C=6 * n * d,
+            ranks=0,
+            loss=y,
+            wall_s=None,
+            held_out=False,
+            excluded=False,
+            cause="",
+        )
+        for label, n, d, y in known
+    ]
+
+
 def run_rows(runs: Sequence[RunSummary]) -> list[Row]:
     """Return a row of RUN_COLUMNS for every run."""
     return [
@@ -67,7 +90,7 @@ def run_rows(runs: Sequence[RunSummary]) -> list[Row]:
             f"{run.N:,.0f}",
             f"{run.D:,.0f}",
             f"{run.C:.3g}",
-            str(run.ranks),
+            str(run.ranks or ""),
             "" if run.loss is None else f"{run.loss:.4f}",
             "" if run.wall_s is None else f"{run.wall_s:.1f}",
             "" if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}",
@@ -187,5 +210,7 @@ def remarks(fit: FitResult) -> list[str]:
         f"{fit.bootstrap} bootstrap resamples"
     )
     if "N" in fit.ranges:
-        told.append(f"N: {fit.size_convention}; compute of the optimum: {fit.flops_convention}")
+        told.append(
+            f"N: {fit.size_convention}; D: {fit.data_convention}; compute of the optimum: {fit.flops_convention}"
+        )
     return told

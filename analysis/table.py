@@ -34,6 +34,8 @@ class Observations:
     outcome: str = "L"
     flops_convention: str = SIX_ND
     size_convention: str = "as given"
+    data_convention: str = "tokens"
+    """What D counts."""
     exclusions: tuple[str, ...] = ()
     """What was left out, a sentence each."""
     left_out: Observations | None = None
@@ -116,7 +118,7 @@ class Observations:
 
     def joined(self, other: Observations) -> Observations:
         """Return the points of both. Raises DataError when they count FLOPs or sizes differently."""
-        for what in ("outcome", "flops_convention", "size_convention"):
+        for what in ("outcome", "flops_convention", "size_convention", "data_convention"):
             mine, its = getattr(self, what), getattr(other, what)
             if mine != its:
                 raise DataError(
@@ -136,7 +138,7 @@ class Observations:
 
 
 def derive(x: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
-    """Return the wanted inputs: C = 6 N D, M = D / N (tokens a parameter), and x, where a law has but one input, is C.
+    """Return the wanted inputs: C = 6 N D, M = D / N (tokens a parameter), and x, which is C or the only input.
 
     Raises:
         DataError: one of them does not follow from those given.
@@ -150,6 +152,8 @@ def derive(x: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
         known.setdefault("M", known["D"] / known["N"])
     if "C" in known:
         known.setdefault("x", known["C"])
+    elif len(known) == 1 and known.keys().isdisjoint("NDM"):
+        known["x"] = next(iter(known.values()))
     missing = [name for name in wanted if name not in known]
     if missing:
         raise DataError(
@@ -170,8 +174,9 @@ def read_table(
     The table is a .csv, .tsv or .jsonl file, a metrics file or a run's directory, or TensorBoard's event files.
 
     `columns` maps symbols to column names: the outcome, and inputs or what they follow from (any two of N, D, C; the
-    third is C = 6 N D, which is then the convention recorded). Three more may name columns of text: `run`, the run
-    that a point belongs to, and `size` and `flops`, how its parameters and FLOPs were counted, one way in all rows.
+    third is C = 6 N D, which is then the convention recorded). Four more may name columns of text: `run`, the run
+    that a point belongs to, and `size`, `flops` and `data`, how its parameters, its FLOPs and D (tokens or sequences)
+    were counted, one way in all rows.
     `where` keeps the rows that hold these texts in these columns.
 
     Raises:
@@ -196,11 +201,11 @@ def read_table(
             values[name].append(value)
         for name, text in zip(texts, told, strict=True):
             texts[name].append(text)
-    for name in ("size", "flops"):
+    for name in CONVENTIONS:
         _one_convention(path, name, texts.get(name, []), [line for line, _ in rows])
     held = {name: np.array(column) for name, column in values.items()}
     y = held.pop(outcome)
-    sizes, flops = texts.get("size"), texts.get("flops")
+    counted: dict[str, Any] = {name: column[0] for name, column in texts.items() if name in CONVENTIONS}
     if set(inputs) <= {"N", "D", "C", "M"}:
         held = derive(held, dict.fromkeys((*held, *inputs)))
     labels = tuple(f"line {line}" for line, _ in rows)
@@ -210,13 +215,13 @@ def read_table(
         labels,
         str(path),
         outcome,
-        flops_convention=flops[0] if flops else SIX_ND,
-        size_convention=sizes[0] if sizes else "as given",
+        **{f"{name}_convention": text for name, text in counted.items()},
         runs=tuple(texts.get("run", ())),
     )
 
 
-TEXTS = ("run", "size", "flops")
+CONVENTIONS = ("size", "flops", "data")
+TEXTS = ("run", *CONVENTIONS)
 """Columns of text beside the numbers."""
 
 
@@ -290,7 +295,7 @@ def _rows(path: Path) -> Rows:
 
 
 def _delimited(path: Path) -> Rows:
-    """Return the rows of a text table that are not empty; those of an export of Weights & Biases may lack columns."""
+    """Return the rows of a text table that are not empty; those of a log, by step, may lack columns."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -302,7 +307,7 @@ def _delimited(path: Path) -> Rows:
     if len(rows) < 2:
         raise DataError(f"{path}: holds no rows under a header")
     (_, header), *rows = rows
-    return Rows(header, rows, sparse=not {"_step", "Step"}.isdisjoint(header))
+    return Rows(header, rows, sparse=not {"_step", "Step", "step"}.isdisjoint(header))
 
 
 def _number(path: Path, line: int, column: str, text: str) -> float:

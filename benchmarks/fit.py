@@ -3,8 +3,8 @@
 Ours is one fit from 64 checked starts with 1,000 bootstrap resamples. The recipe is L-BFGS-B with numeric gradients
 from each of a grid of 4,500 starts, and again from the optimum for each resample; of both only a sample is run and
 scaled up, as the output says. A sample of our resamples is held against a tight optimum of scipy's. Usage:
-`benchmarks/fit.py [--json] [--check-all]`; the points are the 240 of arXiv 2404.10102 when ISOFLOP_SHARED (default
-../shared) has them, else synthetic ones.
+`benchmarks/fit.py [--json] [--check-all] [--laws]`, the last with what `benchmarks/laws.py` finds. The points
+are the 240 of arXiv 2404.10102 when ISOFLOP_SHARED (default ../shared) has them, else synthetic ones.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from analysis import Observations, fit, read_table  # noqa: E402
 from analysis.resampling import Resampling, weights_of  # noqa: E402
+from benchmarks import laws  # noqa: E402
 
 SHARED = Path(os.environ.get("ISOFLOP_SHARED", ROOT.parent / "shared"))
 TABLE = SHARED / "data" / "scaling" / "epoch_chinchilla_245.csv"
@@ -42,8 +43,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--check-all", action="store_true", help="hold every resample against scipy")
+    parser.add_argument("--laws", action="store_true", help="hold every law against its field's method too")
     options = parser.parse_args()
     found = measure(observations(), BOOTSTRAP if options.check_all else CHECKED_RESAMPLES)
+    if options.laws:
+        found["laws"] = laws.rows()
     print(json.dumps(found, indent=1) if options.json else text(found))
 
 
@@ -151,6 +155,7 @@ def text(found: dict[str, Any]) -> str:
             f"{many['share_within_1e-6_of_scipy']:.0%} of {many['checked']} within 1e-6 of a tight optimum",
             f"{BOOTSTRAP} resamples, recipe {many['recipe_cpu_s']:6.2f} CPU-s   {many['ratio']:.0f} times ours; "
             f"{many['scaled']}",
+            *([laws.text(found["laws"])] if "laws" in found else []),
         ]
     )
 

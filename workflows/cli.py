@@ -154,18 +154,28 @@ def report(study: StudyPath, overrides: Overrides = None, as_json: Json = False)
 
 @app.command()
 def export(
-    run_id: RunId,
-    out: Annotated[Path, typer.Option(help="a directory for the files")],
-    format_: Annotated[str, typer.Option("--format", help="safetensors")] = "safetensors",
+    what: Annotated[str, typer.Argument(metavar="RUN|STUDY", help="a run's id or directory, or a study")],
+    out: Annotated[Path, typer.Option(help="a new directory for the files")],
+    to: Annotated[
+        str, typer.Option(help="safetensors: weights; csv, mlflow, tensorboard, wandb: metrics")
+    ] = "safetensors",
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Write a run's weights and tokenizer for other programs: a Hugging Face Llama as safetensors."""
+    """Write a run's weights, or the metrics of a run or of all runs of a study, for other programs."""
+    from analysis.exports import names
     from workflows.errors import ConfigError
-    from workflows.llm.export import export_run
+    from workflows.exports import run_dirs, write_metrics
 
-    if format_ != "safetensors":
-        raise ConfigError(f"export: --format {format_}; there is safetensors")
-    for path in export_run(_run_dir("export", run_id, runs_dir), out, say):
+    if to not in (kinds := ["safetensors", *names()]):
+        raise ConfigError(f"export: --to {to}; there is {', '.join(kinds)}")
+    if to == "safetensors":
+        from workflows.llm.export import export_run
+
+        written = export_run(_run_dir("export", what, runs_dir), out, say)
+    else:
+        runs = run_dirs(Path(what)) or [_run_dir("export", what, runs_dir)]
+        written = write_metrics(runs, to, out, say)
+    for path in written:
         print(path)
 
 

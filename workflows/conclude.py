@@ -11,6 +11,7 @@ from analysis import laws
 from analysis.compare import Comparison, Trial, compare
 from analysis.errors import AnalysisError, DataError, StoreError
 from analysis.fitting import fit
+from analysis.markdown import fit_markdown
 from analysis.report import write_report
 from analysis.resampling import parse_resampling
 from analysis.result import FitResult
@@ -40,7 +41,7 @@ class Fitted:
 
 
 def fit_study(study: Study) -> Fitted:
-    """Fit the study's law to its finished runs, write `fit.json` and `fit.h5`, and return what was found."""
+    """Fit the study's law to its finished runs, write `fit.{json,h5,md}`, and return what was found."""
     runs, asked = summaries(study), study.file.analysis
     if not asked.candidates:
         return Fitted(runs)
@@ -55,7 +56,7 @@ def fit_study(study: Study) -> Fitted:
             resampling=parse_resampling(asked.bootstrap_by),
             seed=asked.seed,
         )
-        fitted.write(study.directory)
+        fitted.write(study.directory, fit_markdown(fitted))
         side_by_side = compared(study, runs) if asked.laws else []
     except AnalysisError as error:
         return Fitted(runs, problem=str(error), exit_code=error.exit_code)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workflows.arguments import Json, emit
+from workflows.arguments import Json, emit, say
 
 if TYPE_CHECKING:
     from workflows.fits import Source
@@ -21,7 +20,7 @@ Data = Annotated[
 ]
 LawName = Annotated[str, typer.Option(help="a name from `isoflop list laws`")]
 Columns = Annotated[
-    str, typer.Option(help="N=column,D=column,L=column; any two of N, D, C; run, size, flops: text")
+    str, typer.Option(help="N=column,D=column,L=column; any two of N, D, C; run, size, flops, data: text")
 ]
 Where = Annotated[list[str] | None, typer.Option(help="COLUMN=TEXT: rows that hold it; repeatable")]
 Drop = Annotated[int, typer.Option(min=0, help="leave out so many of the worst rows")]
@@ -29,6 +28,14 @@ Hold = Annotated[list[str] | None, typer.Option(help="E=1.69: a parameter that i
 Bootstrap = Annotated[int, typer.Option(min=0, help="resamples behind the intervals")]
 Resample = Annotated[str, typer.Option(help="what is drawn: point, run or block:SIZE")]
 Seed = Annotated[int, typer.Option(help="of the resampling")]
+Delta = Annotated[
+    float | None,
+    typer.Option(help="residual from which on a point pulls with constant force; 1: least squares"),
+]
+Tau = Annotated[
+    float, typer.Option(help="share of the pull of points above the law; 0.1: through the best runs")
+]
+Scale = Annotated[str | None, typer.Option(help="residuals are logarithms (log) or differences (linear)")]
 
 
 @verbs.command()
@@ -43,8 +50,16 @@ def fit(
     bootstrap: Bootstrap = 1000,
     resample: Resample = "point",
     seed: Seed = 0,
+    delta: Delta = None,
+    tau: Tau = 0.5,
+    scale: Scale = None,
     approach: Annotated[str, typer.Option(help="parametric, isoflop or envelope")] = "parametric",
-    profile: Annotated[str, typer.Option(help="E,alpha: intervals from the profile of the objective")] = "",
+    profile: Annotated[
+        str, typer.Option(help="E,alpha or all: intervals from the profile of the objective")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="a directory for fit.json, fit.h5, fit.md, report.html and plots/")
+    ] = None,
     ranks: Annotated[int, typer.Option(min=1, help="MPI ranks that share the resamples")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -53,9 +68,25 @@ def fit(
 
     if ranks > 1 and context.obj is None:
         raise typer.Exit(fits.on_ranks(ranks, sys.argv[2:]))
-    source = _source(data, law, columns, where, drop_highest_loss, hold, bootstrap, resample, seed)
-    source = replace(source, spread=context.obj or map)
+    source = _source(
+        data=data,
+        law=law,
+        columns=columns,
+        where=where,
+        drop_highest_loss=drop_highest_loss,
+        hold=hold,
+        bootstrap=bootstrap,
+        resample=resample,
+        seed=seed,
+        delta=delta,
+        tau=tau,
+        scale=scale,
+        spread=context.obj,
+    )
     found = fits.fit_all(source, approach, [name for name in profile.split(",") if name])
+    if out:
+        for path in fits.keep(found, out):
+            say(str(path))
     emit(found.to_json() if as_json else show_fits.fit_text(found))
 
 
@@ -79,7 +110,15 @@ def compare(
     """Hold laws against each other: by AICc, and by how well smaller runs foretell larger ones."""
     from workflows import fits, show_fits
 
-    source = _source(data, laws.split(",")[0], columns, where, drop_highest_loss, hold, bootstrap)
+    source = _source(
+        data=data,
+        law=laws.split(",")[0],
+        columns=columns,
+        where=where,
+        drop_highest_loss=drop_highest_loss,
+        hold=hold,
+        bootstrap=bootstrap,
+    )
     rows = fits.compared(source, laws, hold_out)
     emit(show_fits.comparison_data(rows) if as_json else show_fits.comparison_text(rows))
 
@@ -96,12 +135,28 @@ def predict(
     bootstrap: Bootstrap = 1000,
     resample: Resample = "point",
     seed: Seed = 0,
+    delta: Delta = None,
+    tau: Tau = 0.5,
+    scale: Scale = None,
     as_json: Json = False,
 ) -> None:
     """Foretell a run, with a 95 % prediction interval."""
     from workflows import fits, show_fits
 
-    source = _source(data, law, columns, where, drop_highest_loss, hold, bootstrap, resample, seed)
+    source = _source(
+        data=data,
+        law=law,
+        columns=columns,
+        where=where,
+        drop_highest_loss=drop_highest_loss,
+        hold=hold,
+        bootstrap=bootstrap,
+        resample=resample,
+        seed=seed,
+        delta=delta,
+        tau=tau,
+        scale=scale,
+    )
     found = fits.predicted(source, at)
     emit(found if as_json else show_fits.prediction_text(found))
 
@@ -118,12 +173,28 @@ def optimal(
     bootstrap: Bootstrap = 1000,
     resample: Resample = "point",
     seed: Seed = 0,
+    delta: Delta = None,
+    tau: Tau = 0.5,
+    scale: Scale = None,
     as_json: Json = False,
 ) -> None:
     """Divide compute between size and tokens."""
     from workflows import fits, show_fits
 
-    source = _source(data, law, columns, where, drop_highest_loss, hold, bootstrap, resample, seed)
+    source = _source(
+        data=data,
+        law=law,
+        columns=columns,
+        where=where,
+        drop_highest_loss=drop_highest_loss,
+        hold=hold,
+        bootstrap=bootstrap,
+        resample=resample,
+        seed=seed,
+        delta=delta,
+        tau=tau,
+        scale=scale,
+    )
     found = fits.optimal(source, flops)
     emit(found if as_json else show_fits.optimal_text(found))
 
@@ -157,27 +228,8 @@ def scaling(
     emit(show_fits.scaling_data(found) if as_json else show_fits.scaling_text(found))
 
 
-def _source(
-    data: Path,
-    law: str,
-    columns: str,
-    where: list[str] | None,
-    drop_highest_loss: int,
-    hold: list[str] | None,
-    bootstrap: int = 0,
-    resample: str = "point",
-    seed: int = 0,
-) -> Source:
+def _source(**asked: Any) -> Source:
+    """Return what the options say; what was not given is as `Source` has it."""
     from workflows.fits import Source
 
-    return Source(
-        data=data,
-        law=law,
-        columns=columns,
-        where=where or [],
-        drop_highest_loss=drop_highest_loss,
-        hold=hold or [],
-        bootstrap=bootstrap,
-        resample=resample,
-        seed=seed,
-    )
+    return Source(**{name: value for name, value in asked.items() if value is not None})

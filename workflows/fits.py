@@ -18,9 +18,12 @@ from analysis.compare import Comparison, Trial, compare, largest
 from analysis.errors import AnalysisError, DataError
 from analysis.fitting import Spread, fit, profile_of
 from analysis.hpc import Scaling, scaling
+from analysis.markdown import fit_markdown
+from analysis.report import write_report
 from analysis.resampling import parse_resampling
 from analysis.result import FitResult
 from analysis.sources import METRICS_COLUMNS, is_metrics
+from analysis.summary import runs_of_points
 from analysis.table import Observations, parse_columns, read_table
 from launch.attempt import find_launcher
 from workflows.conclude import observations, summaries, trial
@@ -44,6 +47,9 @@ class Source:
     bootstrap: int = 1000
     resample: str = "point"
     seed: int = 0
+    delta: float | None = None
+    tau: float = 0.5
+    scale: str | None = None
     spread: Spread = map
     """Who fits the resamples."""
 
@@ -103,6 +109,9 @@ class Source:
             self.law,
             points,
             hold=self.held,
+            delta=self.delta,
+            tau=self.tau,
+            scale=self.scale,
             bootstrap=self.bootstrap,
             resampling=resampling,
             seed=self.seed,
@@ -115,6 +124,7 @@ class Found:
     """What `fit` tells: the law where the approach is parametric, and the exponents of every approach."""
 
     approach: str
+    points: Observations
     fitted: FitResult | None
     profiles: dict[str, tuple[float, float]]
     allocations: dict[str, Allocation | str]
@@ -149,12 +159,41 @@ def fit_all(source: Source, approach: str, profiles: list[str]) -> Found:
         raise DataError(f"--approach {approach}: there is {', '.join(APPROACHES)}")
     points = source.points()
     fitted = source.fit(points)
-    ends = {name: profile_of(fitted, points, name, source.held) for name in profiles}
+    asked_for = (
+        [name for name in fitted.params if name not in fitted.held] if profiles == ["all"] else profiles
+    )
+    ends = {name: profile_of(fitted, points, name, source.held) for name in asked_for}
     asked = approach != "parametric"
     allocated = allocations(source, points, fitted) if fitted.trades or asked else {}
     if asked and isinstance(reason := allocated[approach], str):
         raise DataError(reason)
-    return Found(approach=approach, fitted=None if asked else fitted, profiles=ends, allocations=allocated)
+    return Found(
+        approach=approach,
+        points=points,
+        fitted=None if asked else fitted,
+        profiles=ends,
+        allocations=allocated,
+    )
+
+
+def keep(found: Found, out: Path) -> list[Path]:
+    """Write a fitted law into the directory `out`: `fit.{json,h5,md}`, `report.html` and `plots/`; return the files.
+
+    Raises:
+        DataError: there is no fitted law to keep, or `out` cannot be written.
+    """
+    fitted, points = found.fitted, found.points
+    if fitted is None:
+        raise DataError(f"--out {out}: --approach {found.approach} fits no law that could be kept")
+    try:
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be made ({error.strerror})") from None
+    fitted.write(out, fit_markdown(fitted, found.profiles))
+    by_size = {"N", "D"} <= set(fitted.ranges) and set(laws.get(fitted.law).inputs) <= set("NDCMx")
+    runs = runs_of_points(points) if by_size else []
+    report = write_report(out, Path(fitted.source).name, runs, fitted, points=points)
+    return [*(out / f"fit.{kind}" for kind in ("json", "md", "h5")), report]
 
 
 def on_ranks(ranks: int, argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""y = c - m ln x: what hit rates and datastores follow over a narrow range (HSTU, arXiv 2402.17152; MassiveDS)."""
+"""y = c - m ln x: what most metrics follow over a narrow range, datastores among them (MassiveDS, arXiv 2407.12854)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""y = E + A x^-alpha: a power law above a floor; by datastore size it is MassiveDS's question (arXiv 2407.12854)."""
+"""y = E + A x^-alpha: a power law above a floor."""
 
 from __future__ import annotations
 

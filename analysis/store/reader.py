@@ -21,6 +21,7 @@ from analysis.store.schema import EVENT, ROW, SCHEMA
 METADATA_READS = 24
 """Attempts at one piece of metadata; the waits between them add up to 2^24 ns."""
 Rows = NDArray[np.void]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class RunMetrics:
 
     meta: dict[str, Any]
     streams: dict[str, Rows]
+    clocks: dict[str, Floats]
+    """Unix seconds of each row of each stream: `time` counts from the beginning of the row's own attempt."""
     events: Rows
     summary: dict[str, float]
     attempts: list[int]
@@ -121,15 +124,20 @@ def read_run(directory: Path) -> RunMetrics:
     if not attempts:
         raise StoreError(damaged[0] if damaged else f"{directory}: holds no attempt-NNN.h5")
     streams: dict[str, Rows] = {}
+    clocks: dict[str, Floats] = {}
     for attempt in attempts:
-        restored = attempt.meta.get("restore_step", 0)
-        streams = {name: rows[rows["step"] <= restored] for name, rows in streams.items()}
+        restored, began_s = attempt.meta.get("restore_step", 0), attempt.meta["started_unix_s"]
+        for name, rows in streams.items():
+            kept = rows["step"] <= restored
+            streams[name], clocks[name] = rows[kept], clocks[name][kept]
         for name, rows in attempt.streams.items():
             streams[name] = np.concatenate([streams.get(name, np.empty(0, ROW)), rows])
+            clocks[name] = np.concatenate([clocks.get(name, np.empty(0)), began_s + rows["time"]])
     summaries = [attempt.summary for attempt in attempts if attempt.summary]
     return RunMetrics(
         attempts[-1].meta,
         streams,
+        clocks,
         np.concatenate([attempt.events for attempt in attempts]),
         summaries[-1] if summaries else {},
         numbers,

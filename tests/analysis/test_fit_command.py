@@ -152,3 +152,33 @@ def test_laws_are_compared_and_scaling_is_told(isoflops, tmp_path):
     assert told["rows"][0]["efficiency"] == 1.0
     assert told["rows"][0]["serial_fraction"] is None
     assert told["fits"][0]["params"]["f"] == pytest.approx(0.05, abs=1e-9)
+
+
+def test_a_fit_is_kept_with_a_note_and_a_report(isoflops, tmp_path):
+    args = (
+        "--data",
+        isoflops,
+        "--columns",
+        "N=N,D=D,L=loss",
+        "--bootstrap",
+        20,
+        "--profile",
+        "all",
+        "--json",
+    )
+    done = command(*args, "--out", tmp_path / "kept", "--tau", 0.4, "--delta", 1)
+    told = json.loads(done.stdout)
+    assert told["profiles"].keys() == {"A", "B", "E", "alpha", "beta"}
+    assert (told["tau"], told["delta"]) == (0.4, 1.0)
+    files = [tmp_path / "kept" / name for name in ("fit.json", "fit.md", "fit.h5", "report.html")]
+    assert done.stderr.split() == [str(path) for path in files]
+    assert json.loads(files[0].read_text())["params"] == told["params"]
+    note = files[1].read_text()
+    assert note.startswith("# chinchilla\n\n`L = E + A N^-alpha + B D^-beta")
+    assert re.search(r"^\| alpha \| 0\.34 \|", note, re.MULTILINE)
+    assert "| parameter | 95 % interval by profile |" in note
+    assert "36 of 36 runs finished" in files[3].read_text()
+    refused = command(*args, "--approach", "isoflop", "--out", tmp_path / "none")
+    assert (refused.status, refused.stdout) == (2, "")
+    assert "--approach isoflop fits no law that could be kept" in refused.stderr
+    assert not (tmp_path / "none").exists()

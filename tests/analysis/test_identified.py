@@ -183,3 +183,25 @@ def test_predictions_far_outside_say_so():
     found = fit("chinchilla", study(0), bootstrap=0)
     assert found.far(N=1e9, D=1e11) == ""
     assert found.far(N=1e12, D=1e11) == "1000 times beyond the fitted range of N"
+
+
+def test_badly_tuned_runs_above_a_law_weigh_as_little_as_is_asked():
+    points = study(1, 6, 6, noise=0.0)
+    rng = np.random.default_rng(0)
+    bad = rng.random(len(points)) < 0.3
+    above = replace(points, y=points.y * np.exp(np.where(bad, 0.05 * rng.random(len(points)), 0.0005)))
+    off = []
+    for tau in (0.5, 0.1):
+        found = fit("chinchilla", above, delta=1.0, tau=tau, bootstrap=0)
+        predicted = np.array([found.predict(N=N, D=D) for N, D in zip(points.N, points.D, strict=True)])
+        off.append(np.log(predicted / points.y).mean())
+        assert found.tau == tau
+    assert abs(off[1]) < 0.4 * abs(off[0]), off
+
+
+@pytest.mark.parametrize("asked", [{"tau": 0.0}, {"tau": 1.0}, {"scale": "square"}])
+def test_a_loss_that_is_none_is_refused(asked):
+    with pytest.raises(
+        DataError, match=r"^scale=.*, tau=.*: there is log and linear, and tau between 0 and 1"
+    ):
+        fit("chinchilla", study(0), bootstrap=0, **asked)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from analysis import fit, laws
 from analysis.minimise import minimise
-from tests.analysis.studies import study
+from tests.analysis.studies import losses, study
 
 FEW = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 EXPONENTS = st.floats(-9, 9)
@@ -42,3 +42,20 @@ def test_neither_order_nor_weight_nor_repetition_matters(seed, order, factor):
     again = minimise(twice, start, np.full((1, 40), 10.0**factor / 2), 1e-3)
     assert again.converged.all()
     assert again.objective == pytest.approx(once.objective * 10.0**factor, rel=1e-8)
+
+
+@FEW
+@given(seed=st.integers(0, 99), tau=st.floats(0.05, 0.95))
+def test_an_asymmetric_minimum_is_one(seed, tau):
+    """No neighbour is lower, by a sum that shares no code with the fit."""
+    points = study(seed, noise=0.02)
+    found = fit("chinchilla", points, delta=1.0, tau=tau, bootstrap=0)
+
+    def objective(p):
+        r = np.log(losses("chinchilla", p, points.N, points.D) / points.y)
+        return (np.where(r > 0, 1 - tau, tau) * r**2).sum()
+
+    assert found.objective == pytest.approx(objective(found.params), rel=1e-9)
+    for name, value in found.params.items():
+        for factor in (1 - 1e-4, 1 + 1e-4):
+            assert objective({**found.params, name: value * factor}) >= found.objective * (1 - 1e-12)

@@ -18,7 +18,7 @@ from analysis.plots import short
 from analysis.report import PLOTS, write_report
 from analysis.store.schema import ROW
 from analysis.summary import RunSummary, coefficient_rows, hold_out_rows
-from tests.analysis.studies import TRUTH, losses, study
+from tests.analysis.studies import TRUTH, losses, study, typical
 
 HOSTILE = "<script>alert('$x^{$')</script>&\"\x27_$\\frac$"
 
@@ -30,6 +30,20 @@ def test_a_law_of_compute_alone_is_reported_too(tmp_path):
     assert "<h2>Law: power</h2>" in page
     assert "id='hold_outs'" in page
     assert "id='frontier'" not in page
+
+
+@pytest.mark.parametrize("law", ["parscale", "rl_sigmoid"])
+def test_points_that_are_no_runs_are_shown_by_how_far_they_lie_off(tmp_path, law):
+    points = typical(law, 0.01)
+    found = fit(law, points, hold={"R0": 0.22} if law == "rl_sigmoid" else None, bootstrap=0)
+    page = write_report(tmp_path, HOSTILE, [], found, points=points)
+    text = page.read_text()
+    assert f"{len(points)} points, " in Page(text).text
+    assert text.count("<title>row ") == len(points)
+    off = points.y[7] - found.predict(**{name: column[7] for name, column in points.x.items()})
+    gap = off if law == "rl_sigmoid" else 100 * off / (points.y[7] - off)
+    assert f"row 7: {points.y[7]:.6g}, {gap:+.3g} off" in text
+    assert [path.stem for path in (tmp_path / "plots").glob("*.png")] == ["agreement"]
 
 
 @cache
@@ -116,7 +130,8 @@ def test_a_report_needs_nothing_but_itself(whole):
         "scores",
         "scaling",
         "speeds",
-    }  # those of embeddings, and of runs that tell their speed
+        "agreement",
+    }  # those of embeddings, of runs that tell their speed, and of points that are no runs
     for path in (tmp_path / "plots").iterdir():
         assert path.read_bytes().startswith({".png": b"\x89PNG", ".pdf": b"%PDF"}[path.suffix]), path
     for path in (tmp_path / "report.html", *(tmp_path / "plots").iterdir()):

@@ -102,7 +102,7 @@ def test_a_path_that_is_no_file_is_refused(tmp_path, name):
         ("", "name L and two of N, D, C, such as N=column,D=column,L=column; this names none"),
         ("N=a,L=b", "this names N, L"),
         ("N=a,D=b,C=c,L=d", "this names N, D, C, L"),
-        ("N=a,D=b,L=c,X=d", "columns: 'X' is none of N, D, C, L, run, size, flops"),
+        ("N=a,D=b,L=c,X=d", "columns: 'X' is none of N, D, C, L, run, size, flops, data"),
         ("N=a,D,L=c", "write N=column,D=column,L=column"),
         ("N=a,D=b,N=c,L=d", "names one symbol twice"),
     ],
@@ -153,6 +153,8 @@ def test_rows_counted_in_two_ways_are_refused_with_their_place(tmp_path):
     )
     with pytest.raises(DataError, match=r":4: flops is 'real', on line 2 it is '6ND'"):
         read_table(path, {**columns, "flops": "flops"}, where={"count": "total"})
+    with pytest.raises(DataError, match=r":3: data is 'nonembedding', on line 2 it is 'total'"):
+        read_table(path, {"N": "N", "D": "D", "L": "L", "data": "count"})
     with pytest.raises(DataError, match="no row has count=none"):
         read_table(path, columns, where={"count": "none"})
     with pytest.raises(DataError, match="no column 'way' for way"):
@@ -174,13 +176,17 @@ def test_points_counted_in_two_ways_are_not_joined():
         DataError, match="size convention: a to c of here have 'as given', d to f of there 'nonembedding'"
     ):
         one.joined(other)
+    with pytest.raises(DataError, match=r"data convention: .* 'tokens', .* 'sequences'; one fit takes one"):
+        one.joined(
+            Observations.of_runs(sizes, sizes, sizes, tuple("def"), "there", data_convention="sequences")
+        )
 
 
 @pytest.mark.parametrize(
     ("inputs", "outcome", "columns", "sentence"),
     [
         (("p",), "t", {"p": "p"}, "name t and p, such as p=column,t=column; this names p"),
-        (("p",), "t", {"p": "p", "t": "t", "N": "N"}, "columns: 'N' is none of p, t, run, size, flops"),
+        (("p",), "t", {"p": "p", "t": "t", "N": "N"}, "columns: 'N' is none of p, t, run, size, flops, data"),
         (("x",), "L", {"N": "N", "L": "L"}, "name L and x, such as x=column,L=column"),
     ],
 )

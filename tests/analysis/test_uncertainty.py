@@ -107,15 +107,6 @@ def test_the_three_uncertainties_agree_on_many_normal_errors():
     assert found.covariance["alpha"]["E"] > 0
 
 
-def test_a_profile_is_open_where_the_data_bound_nothing():
-    points = study(0, noise=0.02, B=0.0)
-    found = fit("chinchilla", points, bootstrap=0, delta=1.0)
-    low, high = profile_of(found, points, "beta")
-    assert (low, high) == (-np.inf, np.inf)
-    with pytest.raises(DataError, match="'A' cannot be held"):
-        profile_of(found, points, "A")
-
-
 def test_what_is_drawn_together_stays_together():
     points = study(0)
     by_run = Observations(points.x, points.y, points.labels, "here", runs=tuple("abcd" * 5))

@@ -14,8 +14,8 @@ STREAMS = [StreamSpec("train_loss", "nat/token", "of the batch"), StreamSpec("lr
 DIST = DistSpec("step_time", "s")
 
 
-def writer(path: Path, attempt: int = 1, restore_step: int = 0) -> MetricsWriter:
-    meta = {"attempt": attempt, "restore_step": restore_step}
+def writer(path: Path, attempt: int = 1, restore_step: int = 0, **more: str) -> MetricsWriter:
+    meta = {"attempt": attempt, "restore_step": restore_step, **more}
     return MetricsWriter(path, meta=meta, streams=STREAMS, dists=[DIST], summary=["L_val", "wall_s"])
 
 

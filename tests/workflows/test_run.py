@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis import fit, read_table
 from analysis.store import read_run
 from launch import checkpoint
 from launch.rundir import RunDir
@@ -116,6 +117,20 @@ def test_everything_a_study_leaves_is_for_its_user_alone(law_study):
     ]
     assert open_to_others == []
     assert stat.S_IMODE((path.parent / "runs" / "small" / ".parsl").stat().st_mode) == 0o700
+
+
+@pytest.mark.timeout(300)
+def test_a_studys_metrics_are_exported_and_fitted_again(law_study, isoflop, tmp_path):
+    path, done = law_study
+    told = json.loads(done.stdout)
+    exported = isoflop("export", path.parent / "runs" / "small", "--to", "csv", "--out", tmp_path / "out")
+    assert (exported.status, exported.stderr) == (0, "")
+    steps, runs = (Path(line) for line in exported.stdout.split())
+    small = {run["run_id"] for run in told["runs"] if not run["held_out"]}
+    points = read_table(runs, {"N": "N_total", "D": "D_tokens", "L": "L_val", "run": "run"})
+    kept = points.take(np.flatnonzero(np.isin(points.runs, list(small))))
+    assert fit("chinchilla", kept, bootstrap=0).params == pytest.approx(told["fit"]["params"], rel=1e-6)
+    assert len(steps.read_text().splitlines()) > 100
 
 
 @pytest.mark.timeout(300)

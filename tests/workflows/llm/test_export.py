@@ -121,7 +121,7 @@ def test_the_tokenizer_comes_along_from_wherever_the_run_had_it(saved, tmp_path,
 
 def test_the_command_writes_both_files_and_names_them(saved, tmp_path, isoflop):
     run, _ = saved()
-    done = isoflop("export", run.path, "--format", "safetensors", "--out", tmp_path / "out")
+    done = isoflop("export", run.path, "--to", "safetensors", "--out", tmp_path / "out")
     assert (done.status, done.stderr) == (0, "")
     assert done.stdout.split() == [str(tmp_path / "out" / name) for name in (WEIGHTS_FILE, CONFIG_FILE)]
     assert all(stat.S_ISREG(Path(path).stat().st_mode) for path in done.stdout.split())
@@ -138,11 +138,11 @@ def test_what_cannot_be_exported_is_said_and_nothing_written(saved, tmp_path, is
         run.checkpoints.rename(tmp_path / "elsewhere")
     wanted = "onnx" if what == "format" else "safetensors"
     name = "no-such-run" if what == "unknown" else run.path
-    done = isoflop("export", name, "--format", wanted, "--out", tmp_path / "out")
+    done = isoflop("export", name, "--to", wanted, "--out", tmp_path / "out")
     sentences = {
         "gpt": "run.yaml: model.arch=gpt; only a llama can be exported",
         "experts": "run.yaml: model.experts=4; a Llama has none, only a dense model can be exported",
-        "format": "export: --format onnx; there is safetensors",
+        "format": "export: --to onnx; there is safetensors, csv, mlflow, tensorboard, wandb",
         "nothing": "checkpoints: holds no checkpoint yet",
         "unknown": "export: no run 'no-such-run' in runs/*/",
     }
