@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import Akima1DInterpolator
 
 from analysis.errors import DataError
 from analysis.table import Observations
@@ -161,6 +160,8 @@ def _parabola(log_n: Floats, loss: Floats) -> tuple[float, float] | str:
 
 def _interpolation(log_n: Floats, loss: Floats) -> tuple[float, float] | str:
     """Return ln N and loss at the lowest point of an Akima spline through the best loss of each size."""
+    from scipy.interpolate import Akima1DInterpolator  # only now: it takes as long as a fit
+
     sizes, which = np.unique(log_n, return_inverse=True)
     if len(sizes) < MIN_SIZES:
         return f"{len(sizes)} sizes, {MIN_SIZES} are needed"

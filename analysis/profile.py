@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from analysis.errors import DataError, NotConvergedError
 from analysis.problem import Problem
@@ -49,7 +49,7 @@ def profile(problem: Problem, theta: Floats, delta: float, name: str) -> tuple[f
             f"{name}: {inside} residuals lie within delta = {delta:g}; a profile needs {LEAST_INSIDE}"
         )
     pull, bend = psi(problem, residual, delta)
-    allowed = chi2.ppf(0.95, 1) / 2 * (pull @ pull) / bend.sum() * n / (n - len(free))
+    allowed = chdtri(1, 0.05) / 2 * (pull @ pull) / bend.sum() * n / (n - len(free))
     hill = _Hill(problem, theta, delta, allowed, name)
     if pull @ pull <= EXACT**2 * n:
         return hill.value(theta), hill.value(theta)

@@ -12,7 +12,6 @@ from analysis.compare import Comparison, Trial, compare
 from analysis.errors import AnalysisError, DataError, StoreError
 from analysis.fitting import fit
 from analysis.markdown import fit_markdown
-from analysis.report import write_report
 from analysis.resampling import parse_resampling
 from analysis.result import FitResult
 from analysis.store import read_run
@@ -81,6 +80,8 @@ def trial(study: Study, runs: list[RunSummary], law: str) -> Trial | None:
 
 def report_study(study: Study, fitted: Fitted) -> Path:
     """Write the report and its plots into the study's directory and return its path."""
+    from analysis.report import write_report  # only now: matplotlib takes as long as a fit
+
     return write_report(
         study.directory, study.file.name, fitted.runs, fitted.fit, fitted.problem, fitted.laws
     )

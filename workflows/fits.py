@@ -19,7 +19,6 @@ from analysis.errors import AnalysisError, DataError
 from analysis.fitting import Spread, fit, profile_of
 from analysis.hpc import Scaling, scaling
 from analysis.markdown import fit_markdown
-from analysis.report import write_report
 from analysis.resampling import parse_resampling
 from analysis.result import FitResult
 from analysis.sources import METRICS_COLUMNS, is_metrics
@@ -182,6 +181,8 @@ def keep(found: Found, out: Path) -> list[Path]:
     Raises:
         DataError: there is no fitted law to keep, or `out` cannot be written.
     """
+    from analysis.report import write_report  # only now: matplotlib takes as long as a fit
+
     fitted, points = found.fitted, found.points
     if fitted is None:
         raise DataError(f"--out {out}: --approach {found.approach} fits no law that could be kept")

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
+from analysis.errors import DataError
 from tests.analysis.studies import study
 from tests.conftest import Finished, run_process
 from tests.workflows.conftest import ISOFLOP
+from workflows.fits import Source, fit_all, keep
 
 COLUMNS = "N=Model Size,C=Training FLOP,L=loss"
 
@@ -155,30 +157,31 @@ def test_laws_are_compared_and_scaling_is_told(isoflops, tmp_path):
 
 
 def test_a_fit_is_kept_with_a_note_and_a_report(isoflops, tmp_path):
-    args = (
-        "--data",
-        isoflops,
-        "--columns",
-        "N=N,D=D,L=loss",
-        "--bootstrap",
-        20,
-        "--profile",
-        "all",
-        "--json",
-    )
-    done = command(*args, "--out", tmp_path / "kept", "--tau", 0.4, "--delta", 1)
+    args = ("--data", isoflops, "--columns", "x=N,L=loss", "--law", "power", "--bootstrap", 20, "--json")
+    done = verb("fit", *args, "--profile", "all", "--out", tmp_path / "kept", "--tau", 0.4, "--delta", 1)
     told = json.loads(done.stdout)
-    assert told["profiles"].keys() == {"A", "B", "E", "alpha", "beta"}
+    assert told["profiles"].keys() == {"A", "alpha"}
     assert (told["tau"], told["delta"]) == (0.4, 1.0)
     files = [tmp_path / "kept" / name for name in ("fit.json", "fit.md", "fit.h5", "report.html")]
     assert done.stderr.split() == [str(path) for path in files]
     assert json.loads(files[0].read_text())["params"] == told["params"]
     note = files[1].read_text()
-    assert note.startswith("# chinchilla\n\n`L = E + A N^-alpha + B D^-beta")
-    assert re.search(r"^\| alpha \| 0\.34 \|", note, re.MULTILINE)
+    assert note.startswith("# power\n\n`y = A x^-alpha")
+    assert f"| alpha | {told['params']['alpha']:.6g} |" in note
     assert "| parameter | 95 % interval by profile |" in note
-    assert "36 of 36 runs finished" in files[3].read_text()
-    refused = command(*args, "--approach", "isoflop", "--out", tmp_path / "none")
-    assert (refused.status, refused.stdout) == (2, "")
-    assert "--approach isoflop fits no law that could be kept" in refused.stderr
+    assert "36 points, " in files[3].read_text()
+
+
+def test_an_exponent_alone_is_no_law_to_keep(isoflops, tmp_path):
+    source = Source(data=isoflops, columns="N=N,D=D,L=loss", bootstrap=0)
+    with pytest.raises(DataError, match=r"--out .*none: --approach isoflop fits no law that could be kept$"):
+        keep(fit_all(source, "isoflop", []), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_points_of_size_and_tokens_are_reported_as_runs(table, tmp_path):
+    source = Source(data=table, columns=COLUMNS, bootstrap=0)
+    *_, report = keep(fit_all(source, "parametric", []), tmp_path / "kept")
+    page = report.read_text()
+    assert "20 of 20 runs finished" in page
+    assert page.count("<svg") == 3, "law, residuals, frontier"

@@ -8,6 +8,7 @@ import pytest
 from analysis import fit, laws
 from analysis.errors import DataError
 from analysis.fitting import profile_of
+from analysis.profile import profile
 from tests.analysis.studies import study, typical
 
 QUICK = ("amdahl", "chinchilla", "kaplan", "parscale", "rl_sigmoid", "usl")
@@ -70,6 +71,6 @@ def test_what_has_no_profile_is_refused():
     found = fit("chinchilla", points, hold={"E": 1.7}, bootstrap=0)
     with pytest.raises(DataError, match=r"^chinchilla: no profile of 'E'; there is A, B, alpha, beta$"):
         profile_of(found, points, "E", {"E": 1.7})
-    few = typical("power", 0.02)
+    problem = laws.get("power").bind(typical("power", 0.02))
     with pytest.raises(DataError, match=r"^A: [0-4] residuals lie within delta = 1e-06; a profile needs 5$"):
-        profile_of(fit("power", few, delta=1e-6, bootstrap=0), few, "A")
+        profile(problem, problem.starts(1)[0], 1e-6, "A")
