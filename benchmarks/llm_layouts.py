@@ -61,6 +61,7 @@ def ours(degrees: dict[str, int], comm: Any, batch: int = BATCH) -> tuple[Step, 
     init_process_group(comm, "mpi4py")
     layout = layout_of(config, comm.size)
     model = ParallelModel(config, layout)
+    model.draw()
     adamw = AdamW(model.parameters(), config.optimizer)
 
     def step(tokens: Any, targets: Any) -> float:

@@ -7,9 +7,7 @@ Shape suffixes: B batch, L sequence, D width, F inner width, H query heads, K ke
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workflows.llm.config import ModelConfig
+from workflows.llm.draw import draw, give_memory
 from workflows.llm.moe import MixtureOfExperts
 
 Recompute = Literal["none", "selective", "full"]
@@ -114,14 +113,11 @@ class Positions(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.seq_len, config.width))
-        self.rows_L: Tensor
-        self.register_buffer("rows_L", torch.arange(config.seq_len), persistent=False)
         self.share = 0
         """Which share of the batch's tokens comes, when they come flat."""
 
-    def forward(self, x: Tensor, positions_BL: Tensor | None = None) -> Tensor:
-        """Return the stream, (B, L, D) or flat (T, D), with each token's position added."""
-        rows = self.rows_L if positions_BL is None else positions_BL
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Return the stream, (B, L, D) or flat (T, D), with each token's position of `rows`, (B, L) or (L,), added."""
         if x.ndim == 3:
             rows = rows[..., : x.shape[1]]
         else:
@@ -166,13 +162,14 @@ class Transformer(nn.Module):
     """Tokens (B, L) to logits (B, L, V), or a stretch of the layers between them.
 
     A stretch that does not begin with layer 0 takes the stream (B, L, D) of the one before it, one that does not end
-    with the last layer returns it. Parameters have the same names in a stretch as in the whole.
+    with the last layer returns it. Parameters have the same names in a stretch as in the whole. With a seed they are
+    drawn from it; without one they have no memory yet, so that ranks may first take their parts of them.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        seed: int,
+        seed: int | None,
         dtype: torch.dtype = torch.float32,
         layers: range | None = None,
     ) -> None:
@@ -181,16 +178,18 @@ class Transformer(nn.Module):
         self.config = config
         self.first, self.last = held.start == 0, held.stop == config.layers
         self._whole_blocks_again = False
-        if self.first or (self.last and config.tied_head):
-            self.embedding = nn.Embedding(config.vocab_size, config.width)
-        if self.first and config.arch == "gpt":
-            self.positions = Positions(config)
-        self.blocks = nn.ModuleDict({str(layer): Block(config) for layer in held})
-        if self.last:
-            self.norm = make_norm(config)
-            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-            if config.tied_head:
-                self.head.weight = self.embedding.weight
+        with torch.device("meta"):
+            if self.first or (self.last and config.tied_head):
+                table = torch.empty(config.vocab_size, config.width)
+                self.embedding = nn.Embedding.from_pretrained(table, freeze=False)  # which draws nothing
+            if self.first and config.arch == "gpt":
+                self.positions = Positions(config)
+            self.blocks = nn.ModuleDict({str(layer): Block(config) for layer in held})
+            if self.last:
+                self.norm = make_norm(config)
+                self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+                if config.tied_head:
+                    self.head.weight = self.embedding.weight
         self.to(dtype)
         self.cos_LE: Tensor
         self.sin_LE: Tensor
@@ -199,8 +198,10 @@ class Transformer(nn.Module):
         cos_LE, sin_LE = rotary_table(config, dtype, self.rows_L)
         self.register_buffer("cos_LE", cos_LE, persistent=False)
         self.register_buffer("sin_LE", sin_LE, persistent=False)
-        if not self.cos_LE.is_meta:
-            initialise(self, seed)
+        if seed is not None:
+            give_memory(self, self.cos_LE.device)
+            for name, weight in self.named_parameters():
+                draw(weight, name, seed, weight.shape, [0] * weight.ndim)
 
     def forward(self, x: Tensor, positions_BL: Tensor | None = None) -> Tensor:
         """Return the logits of the next token at every position, or the stream after this stretch.
@@ -216,7 +217,7 @@ class Transformer(nn.Module):
         if self.first:
             x = self.embedding(x)
             if hasattr(self, "positions"):
-                x = self.positions(x, own_BL)
+                x = self.positions(x, self.rows_L if own_BL is None else own_BL)
         for block in self.blocks.values():
             if self._whole_blocks_again and torch.is_grad_enabled():
                 x = checkpoint(block, x, *angles, positions_BL, use_reentrant=False)
@@ -234,41 +235,6 @@ class Transformer(nn.Module):
         """Take the tokens of a sequence as standing at these positions from now on, instead of at 0, 1, 2, ..."""
         self.rows_L = positions_L
         self.cos_LE, self.sin_LE = self.cos_LE[positions_L], self.sin_LE[positions_L]
-        if hasattr(self, "positions"):
-            self.positions.rows_L = self.positions.rows_L[positions_L]
-
-
-@torch.no_grad()
-def initialise(model: Transformer, seed: int) -> None:
-    """Set each weight from `seed` and its own name alone: the same on every rank, whatever part a rank holds.
-
-    The matrices that write to the residual stream are 0, so that every block starts as the identity (after 200
-    steps this takes 4 % off the loss and two thirds off its spread over seeds, and with 8 experts 1.7 to 4.5 % for each
-    of four seeds). All others are normal with deviation 1 / sqrt(columns). The last norm is 1 / sqrt(width): a token's
-    logit for itself, which with a tied head is the square of its embedding, starts near 1, and the loss near ln V. The
-    other norms are 1.
-    """
-    for name, weight in model.named_parameters():
-        if name.endswith("bias"):
-            weight.zero_()
-        elif weight.ndim == 1:
-            weight.fill_(len(weight) ** -0.5 if name == "norm.weight" else 1.0)
-        elif name.endswith(("wo.weight", "down.weight", "experts.down")):
-            weight.zero_()
-        else:
-            for own_name, matrix in _matrices(name, weight):
-                own_seed = int.from_bytes(hashlib.sha256(f"{seed} {own_name}".encode()).digest()[:8])
-                generator = torch.Generator().manual_seed(own_seed)
-                drawn = torch.randn(matrix.shape, generator=generator, dtype=torch.float64)
-                matrix.copy_(drawn / math.sqrt(matrix.shape[1]))
-
-
-def _matrices(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield a parameter's matrices and a name for each: stacked ones, of experts, have one of their own."""
-    if weight.ndim == 2:
-        yield name, weight
-    else:
-        yield from ((f"{name}.{expert}", matrix) for expert, matrix in enumerate(weight))
 
 
 def loss(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:

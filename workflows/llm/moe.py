@@ -31,7 +31,8 @@ class Experts(nn.Module):
         self.up = nn.Parameter(torch.empty(experts, ffn_width, width))
         self.down = nn.Parameter(torch.empty(experts, width, ffn_width))
         for weight in self.parameters():
-            nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+            bound = (3 / weight.shape[-1]) ** 0.5  # deviation 1 / sqrt(columns)
+            nn.init.uniform_(weight, -bound, bound)
 
     def forward(self, x_RD: Tensor, counts: Sequence[int]) -> Tensor:
         """Return (R, D); the rows are sorted by expert, `counts[x]` of them for expert x."""
@@ -77,9 +78,10 @@ class MixtureOfExperts(nn.Module):
         self.router = nn.Linear(width, experts, bias=False)
         self.experts = Experts(experts, width, ffn_width)
         self.group: dist.ProcessGroup | None = None
-        self.register_buffer("bias", torch.zeros(experts))
-        self.register_buffer("counts", torch.zeros(experts, dtype=torch.int64), persistent=False)
-        self.register_buffer("dropped", torch.zeros((), dtype=torch.int64), persistent=False)
+        with torch.device("cpu"):  # there from the start, also where the weights have no memory yet
+            self.register_buffer("bias", torch.zeros(experts))
+            self.register_buffer("counts", torch.zeros(experts, dtype=torch.int64), persistent=False)
+            self.register_buffer("dropped", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Return (B, L, D), without the residual stream. Without a capacity tokens may come flat as well, (T, D).

@@ -25,6 +25,7 @@ from mpi_ops.ring_attention import ring_attention, zigzag
 from mpi_ops.schedule import Action, placement, schedule
 from mpi_ops.vocabulary import cross_entropy
 from workflows.llm.config import LlmConfig
+from workflows.llm.draw import draw, give_memory
 from workflows.llm.expert_parallel import ExpertParallel
 from workflows.llm.model import Transformer, loss
 from workflows.llm.ranks import stage_layers
@@ -66,6 +67,8 @@ class MissingGradientError(Exception):
 class ParallelModel:
     """One rank's part of the model under a layout. Every rank of the world makes one and calls the same methods.
 
+    Its weights are no numbers until `draw`, `take_over` or a checkpoint sets them.
+
     Raises:
         LayoutError: the layout is not one of this world, or the model cannot be split so.
     """
@@ -90,15 +93,16 @@ class ParallelModel:
             self._splits |= self._split(model)
         self.experts = ExpertParallel(config.model, self.stages.values(), self.mesh)
         shared = self._tie_ends()
-        for model in self.stages.values():
-            model.to(device)
         self._sharded = bool(parallel.zero) and self.mesh.shards is not None
         rows: dict[str, int] = {}
         if self._sharded:
             from workflows.llm.zero import shard
 
-            rows = shard(self.stages.values(), self.mesh.shards, parallel.zero)  # type: ignore[arg-type]
-        else:
+            rows = shard(self.stages.values(), self.mesh.shards, parallel.zero, device)  # type: ignore[arg-type]
+        for model in self.stages.values():  # only now, when each weight is this rank's part of it
+            give_memory(model, device)
+            model.to(device)
+        if not self._sharded:
             self._buckets = self._make_buckets(shared)
         self.consumed_tokens = 0
         """Tokens that the loss has taken on this rank in `backward`; all ranks together count each token once."""
@@ -120,6 +124,11 @@ class ParallelModel:
     def state(self) -> dict[str, Tensor]:
         """Return the memory of what a step changes besides the parameters, whole, by its name in the whole model."""
         return self.experts.biases()
+
+    def draw(self) -> None:
+        """Set the parameters to those that one process would draw, of which only this rank's parts are kept."""
+        for name, part in self.parameters().items():
+            draw(part, name, self.config.train.seed, self.boxes[name].shape, self.boxes[name].offset)
 
     @torch.no_grad()
     def take_over(self, weights: Mapping[str, Whole]) -> None:
@@ -213,7 +222,7 @@ class ParallelModel:
 
     def _stage(self, layers: range) -> Transformer:
         config = self.config
-        model = Transformer(config.model, config.train.seed, self.dtype, layers)
+        model = Transformer(config.model, None, self.dtype, layers)
         model.recompute(config.parallel.recompute)
         if config.train.compile:
             for block in model.blocks.values():

@@ -140,7 +140,7 @@ def train(
     adamw = optimizer.AdamW(model.parameters(), config.optimizer)
     batches = Batches(config, *tokens.read(), model.mesh.place("dp"), layout.dp)
     saved = checkpoint.load(job.comm, job.run.checkpoints, wanted(model, adamw))
-    taken_over = None if saved else _take_over(job, model)
+    taken_over = None if saved else _begin(job, model)
     first_step = saved.step if saved else 0
     peak = _on_rank_0(job, lambda: gemm_peak(gemm_peak_flops_per_s, config.train.dtype, device))
     meta = _meta(job, config, tokens, first_step, peak)
@@ -364,10 +364,11 @@ def restore(run: Training, saved: checkpoint.Checkpoint) -> None:
     run.metrics.event("restored", f"from step {saved.step}", run.step)
 
 
-def _take_over(job: bootstrap.Job, model: ParallelModel) -> str | None:
-    """Set the weights that `model.init_from` names and return their SHA-256; None where it names none."""
+def _begin(job: bootstrap.Job, model: ParallelModel) -> str | None:
+    """Set the first weights; return the SHA-256 of those that `model.init_from` names, None where they are drawn."""
     config = model.config.model
     if config.init_from is None:
+        model.draw()
         return None
     weights = everywhere(job.comm, lambda: open_initial(config))
     everywhere(job.comm, lambda: model.take_over(weights))

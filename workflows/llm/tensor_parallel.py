@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -90,7 +91,8 @@ def split(
                 f"{name}: {whole} rows or columns cannot be shared equally by parallel.tp={ranks}"
             )
         first, end = vocabulary_share(whole, ranks, rank)
-        parameter.data = parameter.data.narrow(dim, first, end - first).clone()
+        share = parameter.data.narrow(dim, first, end - first)
+        parameter.data = share.clone(memory_format=torch.contiguous_format)
         shares[name] = placed[id(parameter)] = dim, first
     for module in model.modules():
         _meet(module, placed, group, length)

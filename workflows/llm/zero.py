@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -16,8 +17,12 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from workflows.llm.model import Transformer
 
 
-def shard(stages: Iterable[Transformer], group: dist.ProcessGroup, zero: int) -> dict[str, int]:
+def shard(
+    stages: Iterable[Transformer], group: dist.ProcessGroup, zero: int, device: torch.device
+) -> dict[str, int]:
     """Shard the rows of every parameter over `group`; return the first row that this rank holds of each.
+
+    Parameters may be without memory, and their shards are then: `Module.to` is to follow when they have got it.
 
     Moments are sharded since the optimizer sees the shards. With `zero` 1 gradients are reduced once a step, with 2
     after every microbatch, so that only their shards are kept; with 3 the weights are gathered for each use.
@@ -25,8 +30,6 @@ def shard(stages: Iterable[Transformer], group: dist.ProcessGroup, zero: int) ->
     Cost: 1: a step, one reduce-scatter and one all-gather of all parameters; 2: the reduce-scatter a microbatch;
     3: and two all-gathers a microbatch.
     """
-    stages = list(stages)
-    device = next(parameter.device for stage in stages for parameter in stage.parameters())
     mesh, first = DeviceMesh.from_group(group, device.type), {}
     for stage in stages:
         for part in (*stage.blocks.values(), stage):

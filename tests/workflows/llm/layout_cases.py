@@ -112,6 +112,10 @@ def parallel_steps(config: LlmConfig, weights: Arrays) -> Arrays:
     comm = MPI.COMM_WORLD
     layout = layout_of(config, comm.size)
     model = ParallelModel(config, layout)
+    model.draw()
+    drawn = Transformer(config.model, config.train.seed, model.dtype).state_dict()
+    for name, whole in gathered(model, model.parameters()).items():
+        assert np.array_equal(whole, drawn[name].numpy()), f"{name}: drawn otherwise than on one process"
     for name, part in model.parameters().items():
         part.copy_(torch.from_numpy(weights[name][place(model.boxes[name], part)]))
     optimizer = AdamW(model.parameters(), config.optimizer)

@@ -24,6 +24,7 @@ AXES = ("tp", "cp", "pp", "ends", "ep", "experts", "data", "replicas")
 def counted(config: LlmConfig, layout: ParallelLayout) -> dict:
     """Return {axis: (messages, bytes)} of one step, and this rank's place and number of parameters."""
     model = ParallelModel(config, layout)
+    model.draw()
     rows = torch.randint(256, (config.train.global_batch // layout.dp, config.model.seq_len + 1))
     counters.reset()
     model.backward(rows[:, :-1], rows[:, 1:])
@@ -41,6 +42,7 @@ def kept_bytes(config: LlmConfig, layout: ParallelLayout) -> int:
     """Return the floating-point memory that autograd keeps on this rank in a step of one microbatch."""
     one = config.train.model_copy(update={"global_batch": layout.dp})
     model = ParallelModel(config.model_copy(update={"train": one}), layout)
+    model.draw()
     known = {
         tensor.untyped_storage().data_ptr()
         for stage in model.stages.values()
