@@ -30,7 +30,7 @@ import math
 from dataclasses import dataclass
 
 from workflows.llm.config import LlmConfig
-from workflows.llm.share import Shapes, Share, block_shapes, elements
+from workflows.llm.share import Shapes, Share, block_shapes, elements, shard_elements
 from workflows.llm.traffic import traffic
 from workflows.workflow import Footprint, RankFootprint
 
@@ -81,15 +81,17 @@ def footprint(config: LlmConfig, ranks: int, numerics: Numerics | None = None) -
     )
 
 
-def static_bytes(parameters: int, numerics: Numerics, zero: int, shards: int, between: bool = False) -> int:
+def static_bytes(parameters: int, numerics: Numerics, zero: int, own: int, between: bool = False) -> int:
     """Return the bytes of weights, gradients, moments and masters on a rank, in a step or `between` two.
+
+    Of the parameters that it works with, `own` are in its shards.
 
     This program's own ZeRO updates the shards and gathers the weights from them for a step: until ZeRO-3 both are
     there at once, and in between the shards alone. With a master copy the gathered weights stay.
     """
     sharded = numerics.moments + numerics.master
     whole = numerics.weight + numerics.gradient
-    if zero == 0 or shards == 1:
+    if zero == 0 or own == parameters:
         return parameters * (whole + sharded)
     if not numerics.master:
         sharded += numerics.weight
@@ -98,7 +100,7 @@ def static_bytes(parameters: int, numerics: Numerics, zero: int, shards: int, be
         sharded, whole = sharded + numerics.weight, whole - numerics.weight
     if between or zero >= 2:
         sharded, whole = sharded + numerics.gradient, whole - numerics.gradient
-    return parameters * whole + math.ceil(parameters / shards) * sharded
+    return parameters * whole + own * sharded
 
 
 def _rank(share: Share, numerics: Numerics, place: int) -> RankFootprint:
@@ -110,13 +112,14 @@ def _rank(share: Share, numerics: Numerics, place: int) -> RankFootprint:
             way = 1 if action.kind == "F" else -1
             now, now_bytes = now + way, now_bytes + way * held_bytes[action.stage]
             in_flight, peak_bytes = max(in_flight, now), max(peak_bytes, now_bytes)
-    static = static_bytes(elements(shapes), numerics, zero, share.shards)
+    parameters, own = elements(shapes), shard_elements(shapes.values(), share.shards)
+    static = static_bytes(parameters, numerics, zero, own)
     transient = _transient_bytes(share, numerics, place, shapes)
     return RankFootprint(
         place=f"pp {place}",
-        parameters=elements(shapes),
+        parameters=parameters,
         static_bytes=static,
-        between_steps_bytes=static_bytes(elements(shapes), numerics, zero, share.shards, between=True),
+        between_steps_bytes=static_bytes(parameters, numerics, zero, own, between=True),
         microbatch_bytes=max(held_bytes.values()),
         in_flight=in_flight,
         transient_bytes=transient,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -81,6 +82,11 @@ def stage_shapes(model: ModelConfig, layers: range, tp: int, ep: int = 1) -> Sha
 def elements(shapes: Shapes) -> int:
     """Return how many numbers the parameters are."""
     return sum(map(math.prod, shapes.values()))
+
+
+def shard_elements(shapes: Iterable[tuple[int, ...]], shards: int) -> int:
+    """Return how many numbers of the parameters the first of so many ranks holds, which share out the rows of each."""
+    return sum(-(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes)
 
 
 def _norm(model: ModelConfig, name: str) -> Shapes:

@@ -7,7 +7,7 @@ import math
 
 from mpi_ops.schedule import Action
 from workflows.llm.config import ModelConfig
-from workflows.llm.share import Shapes, Share, elements, stage_shapes
+from workflows.llm.share import Shapes, Share, elements, shard_elements, stage_shapes
 from workflows.workflow import Traffic
 
 BUCKET_BYTES = 4 << 20
@@ -133,18 +133,17 @@ def _data(share: Share, place: int, shapes: Shapes, gradient: int) -> Traffic:
     sent = Traffic(0, 0)
     for stage in share.placement[place]:
         gathers, reductions = _uses(share.actions(place), stage, share.config.parallel.zero)
-        own = stage_shapes(share.config.model, share.layers[stage], share.layout.tp)
-        for part in _parts(own, share.layers[stage]):
-            rows = sum(-(-shape[0] // share.shards) * math.prod(shape[1:]) for shape in part)
-            sent += Traffic(gathers, gathers * rows * gradient)
-            sent += Traffic(reductions, reductions * rows * share.shards * gradient)
+        held = stage_shapes(share.config.model, share.layers[stage], share.layout.tp)
+        for part in _parts(held, share.layers[stage]):
+            own = shard_elements(part, share.shards)
+            sent += Traffic(gathers, gathers * own * gradient)
+            sent += Traffic(reductions, reductions * own * share.shards * gradient)
     return sent
 
 
 def _replicas(share: Share, shapes: Shapes, gradient: int) -> Traffic:
     """One all-reduce of each gradient's shard."""
-    rows = (-(-shape[0] // share.shards) * math.prod(shape[1:]) for shape in shapes.values())
-    return Traffic(len(shapes), sum(rows) * gradient)
+    return Traffic(len(shapes), shard_elements(shapes.values(), share.shards) * gradient)
 
 
 def _uses(actions: list[Action], stage: int, zero: int) -> tuple[int, int]:
