@@ -111,9 +111,8 @@ class SpreadMatrix:
 
 def numbered(columns: Integers, mine: range, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return the columns of other ranks, ascending, each once; and each column's row in (own rows, halo rows)."""
-    if n_rows <= len(
-        columns
-    ):  # a table of all rows is then no larger than what it gives, and 6 times as fast
+    if n_rows <= len(columns):
+        # A table of all rows is then no larger than what it gives, and six times as fast.
         place = np.zeros(n_rows, np.int32)
         place[columns] = 1
         place[mine.start : mine.stop] = 0

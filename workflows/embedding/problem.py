@@ -75,7 +75,8 @@ class Problem:
         """
         here = np.zeros((sum(x.shape[1] for x in a), sum(x.shape[1] for x in b)))
         for rows in row_chunks(a):
-            one, other = (torch.cat([x[rows] for x in blocks], 1) for blocks in (a, b))
+            one = torch.cat([x[rows] for x in a], 1)
+            other = one if b is a else torch.cat([x[rows] for x in b], 1)
             here += (one.T @ other).numpy()
         total = np.empty_like(here)
         self.comm.Allreduce(here, total)
