@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -53,38 +54,40 @@ class Mesh:
         return self.place("dp") // (self.layout.dp // self.layout.replicas)
 
 
-def make_mesh(layout: ParallelLayout) -> Mesh:
+def make_mesh(layout: ParallelLayout, timeout_s: float = 600.0) -> Mesh:
     """Return the groups of this rank in the world that torch.distributed holds. Every rank calls it.
+
+    An operation in one of them may take `timeout_s`: torch would give it half an hour, whatever the world has.
 
     Raises:
         LayoutError: the layout is not one of this world.
 
     Cost: an agreement among the members of each group, O(log P) messages; other ranks take no part.
     """
-    rank = dist.get_rank()
+    rank, timeout = dist.get_rank(), timedelta(seconds=timeout_s)
     layout.check(dist.get_world_size())
     here = layout.coords(rank)
     lines = {axis: _line(layout, rank, (axis,)) for axis in ("tp", "cp", "pp")}
     data = _line(layout, rank, ("dp", "cp"))
-    groups = {name: _group(line, name) for name, line in {**lines, "data": data}.items()}
+    groups = {name: _group(line, name, timeout) for name, line in {**lines, "data": data}.items()}
     groups |= {"ep": None, "experts": groups["data"]}
     if layout.ep > 1:
         share, place = divmod(here["dp"], layout.ep)
         places = {other: divmod(layout.coords(other)["dp"], layout.ep) for other in data}
         near = [other for other in _line(layout, rank, ("dp",)) if places[other][0] == share]
         same = [other for other in data if places[other][1] == place]
-        groups |= {"ep": _group(near, "ep"), "experts": _group(same, "experts")}
+        groups |= {"ep": _group(near, "ep", timeout), "experts": _group(same, "experts", timeout)}
     groups |= {"shards": groups["data"], "replicas": None}
     if layout.replicas > 1:
         places = {other: divmod(layout.coords(other)["dp"], layout.dp // layout.replicas) for other in data}
         inside = [other for other in data if places[other][0] == places[rank][0]]
         across = [other for other in _line(layout, rank, ("dp",)) if places[other][1] == places[rank][1]]
-        groups |= {"shards": _group(inside, "data"), "replicas": _group(across, "replicas")}
+        groups |= {"shards": _group(inside, "data", timeout), "replicas": _group(across, "replicas", timeout)}
     ends = None
     if layout.pp > 1:
         at_end = here["pp"] in (0, layout.pp - 1)
         # torch names a group by its ranks and by how many groups a rank has made: all must make as many.
-        made = _new_group((lines["pp"][0], lines["pp"][-1]) if at_end else (rank,), "ends")
+        made = _new_group((lines["pp"][0], lines["pp"][-1]) if at_end else (rank,), "ends", timeout)
         ends = made if at_end else None
     return Mesh(
         layout,
@@ -92,7 +95,7 @@ def make_mesh(layout: ParallelLayout) -> Mesh:
         tp=groups["tp"],
         cp=groups["cp"],
         pp=groups["pp"],
-        pp_back=_group(lines["pp"], "pp"),
+        pp_back=_group(lines["pp"], "pp", timeout),
         data=groups["data"],
         ep=groups["ep"],
         experts=groups["experts"],
@@ -113,10 +116,12 @@ def _line(layout: ParallelLayout, rank: int, axes: Iterable[Axis]) -> list[int]:
     ]
 
 
-def _group(ranks: list[int], name: str) -> dist.ProcessGroup | None:
-    return _new_group(ranks, name) if len(ranks) > 1 else None
+def _group(ranks: list[int], name: str, timeout: timedelta) -> dist.ProcessGroup | None:
+    return _new_group(ranks, name, timeout) if len(ranks) > 1 else None
 
 
-def _new_group(ranks: Iterable[int], name: str) -> dist.ProcessGroup:
-    group: dist.ProcessGroup = dist.new_group(list(ranks), use_local_synchronization=True, group_desc=name)
+def _new_group(ranks: Iterable[int], name: str, timeout: timedelta) -> dist.ProcessGroup:
+    group: dist.ProcessGroup = dist.new_group(
+        list(ranks), timeout=timeout, use_local_synchronization=True, group_desc=name
+    )
     return group

@@ -18,6 +18,7 @@ MODULES = {
     "handles": (2, 3),
     "buckets": (2, 3),
     "vocabulary": (2, 3),
+    "pipelines": (2,),
     "meshes": (4,),
     "lives": (2, 3),
 }

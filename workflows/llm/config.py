@@ -278,6 +278,11 @@ class ParallelConfig(Section):
     timeout_s: Positive = 600.0
     """How long nothing may move, as where a rank hangs, before the job is ended and the late rank named."""
 
+    @property
+    def message_timeout_s(self) -> float:
+        """How long one operation between ranks may take: the watchdog, which tells more, is to come first."""
+        return 1.5 * self.timeout_s
+
 
 class LlmConfig(Section):
     """One language-model run."""

@@ -76,7 +76,8 @@ class ParallelModel:
     def __init__(self, config: LlmConfig, layout: ParallelLayout, device: torch.device = CPU) -> None:
         parallel = config.parallel
         self.device = device
-        self.config, self.layout, self.mesh = config, layout, make_mesh(layout)
+        self.config, self.layout = config, layout
+        self.mesh = make_mesh(layout, parallel.message_timeout_s)
         self.dtype = DTYPES[config.train.dtype]
         self._share = config.train.global_batch // layout.dp
         self._micro = parallel.microbatch or self._share

@@ -47,8 +47,6 @@ STREAMS = (
     *RATES,
 )
 SUMMARY = ("N_total", "N_nonembedding", "D_tokens", "C_flops", "L_val", "wall_s", *account.SUMMARY)
-WATCHDOG_FIRST = 1.5
-"""How much longer than the watchdog an operation waits: both would end the job, the watchdog knows more."""
 Made = TypeVar("Made")
 
 
@@ -97,8 +95,7 @@ def main() -> None:
             device = device_of(config.parallel.backend, job.device)
         except BackendError as error:
             raise ConfigError(f"parallel.backend: {error}") from None
-        timeout_s = WATCHDOG_FIRST * config.parallel.timeout_s
-        init_process_group(job.comm, config.parallel.backend, timeout_s, device)
+        init_process_group(job.comm, config.parallel.backend, config.parallel.message_timeout_s, device)
         stated = held.data.get("gemm_peak_flops_per_s", 0.0)
         train(job, config, Path(held.data["cache_dir"]), stated, device)
         destroy_process_group(job.comm)

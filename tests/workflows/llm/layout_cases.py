@@ -10,12 +10,14 @@ import json
 import sys
 import tempfile
 import traceback
+from dataclasses import fields
 from pathlib import Path
 
 from mpi4py import MPI  # isort: skip  (MPI comes before torch)
 import numpy as np
 import torch
 
+from mpi_ops.backend import MpiProcessGroup
 from mpi_ops.process_group import destroy_process_group, init_process_group
 from workflows.llm.config import LlmConfig
 from workflows.llm.model import Transformer, loss
@@ -43,7 +45,7 @@ def config_of(case: dict) -> LlmConfig:
         train={"steps": STEPS, "global_batch": 4, "dtype": case.get("dtype", "fp64")}
         | {"compile": case.get("compile", False)},
         optimizer={"grad_clip": 0.05},
-        parallel={"microbatch": 1, **case.get("parallel", {})},
+        parallel={"microbatch": 1, "timeout_s": 40, **case.get("parallel", {})},
     )
 
 
@@ -107,11 +109,17 @@ def counts_on(model: ParallelModel) -> list[bool]:
     ]
 
 
+def groups(model: ParallelModel) -> list[MpiProcessGroup]:
+    held = [getattr(model.mesh, each.name) for each in fields(model.mesh)]
+    return [group for group in held if isinstance(group, MpiProcessGroup)]
+
+
 def parallel_steps(config: LlmConfig, weights: Arrays) -> Arrays:
     """Return what the steps show, as whole arrays: losses, norms, gradients, and the weights after them."""
     comm = MPI.COMM_WORLD
     layout = layout_of(config, comm.size)
     model = ParallelModel(config, layout)
+    assert {group.timeout_s for group in groups(model)} <= {60}, "a group that waits longer than the others"
     model.draw()
     drawn = Transformer(config.model, config.train.seed, model.dtype).state_dict()
     for name, whole in gathered(model, model.parameters()).items():
