@@ -13,55 +13,37 @@ from typing import Self
 
 import numpy as np
 import torch
-from mpi4py import MPI
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mpi_ops.columns import Columns, Integers
 from mpi_ops.errors import TensorError
-from mpi_ops.halo import HaloPlan
-from mpi_ops.partition import RowPartition
 
 POLLS = 16
 """Pieces of the interior product between which a travelling halo is moved on."""
-CHUNK = 1 << 20
-"""Entries whose columns are renumbered at once."""
-Integers = NDArray[np.int32] | NDArray[np.int64]
 
 
 class SpreadMatrix:
     """This rank's rows of a sparse matrix. Every rank makes one together and multiplies alike."""
 
     def __init__(
-        self,
-        comm: MPI.Intracomm,
-        partition: RowPartition,
-        indptr: Integers,
-        columns: Integers,
-        values: NDArray[np.float32],
-        *,
-        wire: str = "fp32",
-        overlap: bool = False,
+        self, columns: Columns, indptr: Integers, values: NDArray[np.float32], *, overlap: bool = False
     ) -> None:
-        """Take rows in compressed form: `indptr` (own rows + 1,), global `columns` and `values` (entries,).
-
-        Cost: that of a HaloPlan.
-        """
-        mine = partition.rows(comm.rank)
-        halo, self._local = numbered(columns, mine, partition.n_rows)
-        self.plan = HaloPlan(comm, partition, halo, wire)
-        self.n_rows, self.n_halo = len(mine), len(halo)
+        """Take rows in compressed form: `indptr` (own rows + 1,), the entries' columns, `values` (entries,)."""
+        self.columns, self.plan = columns, columns.plan
+        self.n_rows, self.n_halo = columns.n_rows, columns.n_halo
         self._indptr, self._overlap = indptr, overlap
         self._place(values)
 
     def like(self, values: NDArray[np.float32]) -> Self:
-        """Return a matrix with other values at the same entries, which shares this one's plan."""
+        """Return a matrix with other values at the same entries, which shares this one's columns."""
         other = copy(self)
         other._place(values)
         return other
 
     def _place(self, values: NDArray[np.float32]) -> None:
         """Make the torch matrices: a whole one, or an interior in pieces and a border."""
-        indptr, local = self._indptr, self._local
+        indptr, local = self._indptr, self.columns.places
         self._whole: Tensor | None = None
         self._interior: list[tuple[slice, Tensor]] = []
         if not self._overlap:
@@ -107,44 +89,6 @@ class SpreadMatrix:
     def free(self) -> None:
         """Free the plan's communicator, for all that share it. Every rank calls it."""
         self.plan.free()
-
-
-def numbered(columns: Integers, mine: range, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Return the columns of other ranks, ascending, each once; and each column's row in (own rows, halo rows)."""
-    if n_rows <= len(columns):
-        # A table of all rows is then no larger than what it gives, and six times as fast.
-        place = np.zeros(n_rows, np.int32)
-        place[columns] = 1
-        place[mine.start : mine.stop] = 0
-        halo = np.flatnonzero(place)
-        place[halo] = np.arange(len(mine), len(mine) + len(halo))
-        place[mine.start : mine.stop] = np.arange(len(mine))
-        return halo, place[columns]
-    halo = _outside(columns, mine)
-    return halo, _renumbered(columns, mine, halo)
-
-
-def _outside(columns: Integers, mine: range) -> NDArray[np.int64]:
-    """Return the columns of other ranks, ascending, each once; a chunk at a time, for memory's sake."""
-    found = []
-    for at in range(0, len(columns), CHUNK):
-        chunk = columns[at : at + CHUNK]
-        found.append(np.unique(chunk[(chunk < mine.start) | (chunk >= mine.stop)]))
-    return np.unique(np.concatenate(found)).astype(np.int64) if found else np.empty(0, np.int64)
-
-
-def _renumbered(columns: Integers, mine: range, halo: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Return each column's row in (own rows, halo rows)."""
-    if not len(halo) and mine.start == 0:
-        return columns.astype(np.int32, copy=False)
-    local = np.empty(len(columns), np.int32)
-    for at in range(0, len(columns), CHUNK):
-        chunk = columns[at : at + CHUNK]
-        outside = (chunk < mine.start) | (chunk >= mine.stop)
-        piece = chunk - mine.start
-        piece[outside] = len(mine) + np.searchsorted(halo, chunk[outside])
-        local[at : at + CHUNK] = piece
-    return local
 
 
 def _only(

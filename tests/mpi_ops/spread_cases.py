@@ -8,9 +8,11 @@ import torch
 from mpi4py import MPI
 
 from mpi_ops import counters
+from mpi_ops.columns import Columns
 from mpi_ops.errors import TensorError
 from mpi_ops.halo import HaloPlan
 from mpi_ops.partition import RowPartition, even
+from mpi_ops.row_exchange import RowExchange
 from mpi_ops.spmm import SpreadMatrix
 
 N = 61
@@ -28,13 +30,14 @@ def matrix(n: int = N) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return indptr, columns.astype(np.int32), dense[rows, columns].astype(np.float32)
 
 
-def spread(comm: MPI.Intracomm, partition: RowPartition, **options) -> SpreadMatrix:
+def spread(comm: MPI.Intracomm, partition: RowPartition, wire: str = "fp32", **options) -> SpreadMatrix:
     """Return this rank's rows of `matrix`."""
     indptr, columns, values = matrix()
     mine = partition.rows(comm.rank)
     entries = slice(indptr[mine.start], indptr[mine.stop])
     own = indptr[mine.start : mine.stop + 1] - indptr[mine.start]
-    return SpreadMatrix(comm, partition, own, columns[entries], values[entries], **options)
+    there = Columns(comm, partition, columns[entries], wire)
+    return SpreadMatrix(there, own, values[entries], **options)
 
 
 def dense_rows(columns: int) -> torch.Tensor:
@@ -107,6 +110,43 @@ def test_a_product_is_the_dense_one(comm: MPI.Intracomm) -> None:
             here.multiply(x[mine.start : mine.stop].contiguous(), got)
             assert (got - want).abs().max() <= tolerance * want.abs().max().clamp(min=1), options
             here.free()
+
+
+def test_entries_learn_what_others_say_of_their_columns(comm: MPI.Intracomm) -> None:
+    indptr, columns, _ = matrix()
+    for partition in partitions(comm):
+        mine = partition.rows(comm.rank)
+        own = columns[indptr[mine.start] : indptr[mine.stop]]
+        there = Columns(comm, partition, own)
+        for kind in (np.int32, np.int64, np.float32, np.float64):
+            said = (np.arange(N) * 3 - 7).astype(kind) / kind(2 if kind in (np.float32, np.float64) else 1)
+            said = said.astype(kind)
+            got = there.known(said[mine.start : mine.stop])[there.places]
+            assert got.dtype == kind
+            np.testing.assert_array_equal(got, said[own])
+        there.free()
+    half = Columns(comm, even(N, comm.size), columns, "bf16")
+    with pytest.raises(TensorError, match=r"int64 does not travel as torch\.bfloat16"):
+        half.known(np.zeros(half.n_rows, np.int64))
+    half.free()
+
+
+def test_rows_move_to_the_ranks_that_are_named_and_back(comm: MPI.Intracomm) -> None:
+    indptr, columns, values = matrix()
+    to = np.random.default_rng(1).integers(0, comm.size, N) if comm.size < 4 else np.full(N, 2)
+    for partition in partitions(comm):
+        mine = partition.rows(comm.rank)
+        moving = RowExchange(comm, to[mine.start : mine.stop])
+        come = np.flatnonzero(to == comm.rank)
+        rows = np.arange(2 * N, dtype=np.float32).reshape(N, 2)
+        there = moving.there(rows[mine.start : mine.stop])
+        np.testing.assert_array_equal(there, rows[come])
+        np.testing.assert_array_equal(moving.back(there + 1), rows[mine.start : mine.stop] + 1)
+        own = indptr[mine.start : mine.stop + 1]
+        for entries in (columns, values):
+            got = moving.entries_there(own - own[0], entries[own[0] : own[-1]])
+            want = [entries[indptr[row] : indptr[row + 1]] for row in come]
+            np.testing.assert_array_equal(got, np.concatenate([entries[:0], *want]))
 
 
 def test_what_mpi_would_misread_is_refused(comm: MPI.Intracomm) -> None:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpi_ops.columns import numbered
 from mpi_ops.errors import LayoutError
 from mpi_ops.partition import RowPartition, balanced, even
-from mpi_ops.spmm import numbered
 from tests.cases_on_ranks import names
 
 MODULE = "tests.mpi_ops.spread_cases"

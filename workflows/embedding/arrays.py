@@ -23,26 +23,37 @@ def read_hdf5(graph: GraphConfig, part: int = 0, parts: int = 1) -> Iterator[Edg
                 raise GraphError(
                     f"{graph.path}: has no array '{min(missing)}'; it has {', '.join(file) or 'none'}"
                 )
-            yield from _pieces(graph, file["source"], file["target"], file.get("weight"), part, parts)
+            yield from pieces(graph, file["source"], file["target"], file.get("weight"), part, parts)
     except OSError as error:
         raise GraphError(f"{graph.path}: cannot be read as HDF5 ({str(error).splitlines()[0]})") from None
 
 
 def read_npy(graph: GraphConfig, part: int = 0, parts: int = 1) -> Iterator[Edges]:
     """Yield the edges of one of `parts` stretches of the array, which is mapped, not loaded. Raises GraphError."""
+    ends = mapped(Path(graph.path or ""))
+    yield from pieces(graph, ends[0], ends[1], None, part, parts)
+
+
+def mapped(path: Path) -> Any:
+    """Return an array of edges, (2, edges), as it lies in its file. Raises GraphError."""
+    held = whole_numbers(path)
+    if held.ndim != 2 or 2 not in held.shape:
+        raise GraphError(f"{path}: is {held.dtype} {list(held.shape)}; edges are whole numbers (2, edges)")
+    return held if held.shape[0] == 2 else held.T
+
+
+def whole_numbers(path: Path) -> Any:
+    """Return an array of whole numbers as it lies in its file. Raises GraphError."""
     try:
-        held = np.load(graph.path or "", mmap_mode="r", allow_pickle=False)
+        held = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise GraphError(f"{graph.path}: cannot be read as an array ({error})") from None
-    if held.ndim != 2 or 2 not in held.shape or held.dtype.kind not in "iu":
-        raise GraphError(
-            f"{graph.path}: is {held.dtype} {list(held.shape)}; edges are whole numbers (2, edges)"
-        )
-    ends = held if held.shape[0] == 2 else held.T
-    yield from _pieces(graph, ends[0], ends[1], None, part, parts)
+        raise GraphError(f"{path}: cannot be read as an array ({error})") from None
+    if held.dtype.kind not in "iu":
+        raise GraphError(f"{path}: is {held.dtype} {list(held.shape)}; edges are whole numbers (2, edges)")
+    return held
 
 
-def _pieces(
+def pieces(
     graph: GraphConfig, source: Any, target: Any, weight: Any, part: int, parts: int
 ) -> Iterator[Edges]:
     """Yield a stretch of arrays `chunk_bytes` at a time, checked."""

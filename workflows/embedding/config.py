@@ -16,7 +16,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-Format = Literal["text", "npz", "npy", "mat", "hdf5"]
+Format = Literal["text", "npz", "npy", "mat", "hdf5", "ogb", "ogb_lsc"]
 FORMATS: dict[str, Format] = {
     ".npz": "npz",
     ".npy": "npy",
@@ -25,6 +25,9 @@ FORMATS: dict[str, Format] = {
     ".hdf5": "hdf5",
 }
 """By a file's suffix; anything else is text."""
+Relation = Literal[
+    "paper___cites___paper", "author___writes___paper", "author___affiliated_with___institution"
+]
 METHODS = sorted(each.name for each in pkgutil.iter_modules([str(Path(__file__).parent / "methods")]))
 """A method is a file in workflows/embedding/methods."""
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -49,7 +52,10 @@ class GraphConfig(Section):
     rmat: RmatConfig | None = None
     """A generated graph in place of a file."""
     format: Format | None = None
-    """Default: by the file's suffix, text for one that says nothing."""
+    """Default: by the file's suffix, text for one that says nothing. A directory is `ogb` (the Open Graph Benchmark's
+    node and link tasks) or `ogb_lsc` (MAG240M, WikiKG90Mv2)."""
+    relations: Annotated[tuple[Relation, ...], Field(min_length=1)] = ("paper___cites___paper",)
+    """Of MAG240M (format ogb_lsc): which of its edges; nodes are papers, then authors, then institutions."""
     ids: Literal["integer", "string"] = "integer"
     """Node ids of a text file: 0, 1, 2 ... in the file, or any words, numbered by their hash."""
     comment: Annotated[str, Field(min_length=1, max_length=1)] = "#"
@@ -66,6 +72,9 @@ class GraphConfig(Section):
     """What becomes of an edge from a node to itself."""
     duplicates: Literal["sum", "one"] = "sum"
     """Whether an edge that comes several times weighs as all of them, or as the heaviest."""
+    partition: Literal["rows", "label_propagation", "metis"] = "rows"
+    """Which nodes share a rank: neighbouring ids, or neighbours in the graph, so that less travels. Either way each
+    rank has about as many entries."""
     nodes: Count | None = None
     """How many there are; default: the largest id and one. A file too large for `plan` to read needs it."""
     edges: Count | None = None
@@ -96,6 +105,11 @@ class GraphConfig(Section):
             return "rmat"
         return self.format or FORMATS.get(Path(self.path or "").suffix, "text")
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether an edge stands for both directions. A matrix says itself which entries it has."""
+        return self.direction == "both" and self.kind not in ("mat", "npz")
+
 
 class ProjectionConfig(Section):
     """The random matrix R, whose entries are a hash of (seed, node, column)."""
@@ -110,6 +124,15 @@ class ProjectionConfig(Section):
         if not isinstance(self.s, str) and not 1 <= self.s < math.inf:
             raise ValueError(f"embedding.projection.s={self.s}: a number of at least 1, or sqrt_n")
         return self
+
+
+class LeavesConfig(Section):
+    """The pieces that method `partitioned` cuts a graph into, each embedded by one rank."""
+
+    entries: Count = 200_000_000
+    """Most entries of a leaf: what a rank holds at once beside its rows."""
+    levels: Annotated[int, Field(ge=1, le=64)] = 8
+    """How often what was cut before is cut again, at most."""
 
 
 class EmbeddingConfig(Section):
@@ -135,6 +158,8 @@ class EmbeddingConfig(Section):
     """FastRP: a `.npy` of numbers (nodes, features), from which the last columns start in place of R."""
     feature_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """FastRP: share of the columns that start from features; times dim it is a whole number."""
+    leaves: LeavesConfig = Field(default=LeavesConfig())
+    """Partitioned: how the graph is cut."""
     standardize: bool = False
     """Whether each column of the result gets mean 0 and deviation 1; zero rows stay zero."""
     seed: Seed = 0
@@ -189,6 +214,22 @@ class LinksConfig(Section):
     """Of the choice."""
 
 
+class OgbConfig(Section):
+    """A task of the Open Graph Benchmark, on its own split and by its own score; the graph has its format."""
+
+    metric: Literal["accuracy", "rocauc", "hits", "mrr"]
+    """Of nodes: accuracy (ogbn-arxiv, MAG240M), rocauc (ogbn-proteins). Of links: hits (ogbl-collab), mrr
+    (ogbl-citation2)."""
+    split: str | None = None
+    """A folder of `split/`; default: the only one."""
+    k: Count = 50
+    """The K of Hits@K."""
+    score: Literal["cosine", "dot"] = "cosine"
+    """Similarity of two vectors, for links."""
+    C: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Inverse strength of the regression's penalty, for nodes."""
+
+
 class EvalConfig(Section):
     """What the vectors are held against."""
 
@@ -196,6 +237,8 @@ class EvalConfig(Section):
     """Predict labels of nodes."""
     links: LinksConfig | None = None
     """Predict edges that are held out: the vectors are then those of a smaller graph."""
+    ogb: OgbConfig | None = None
+    """Do a task of the Open Graph Benchmark."""
 
 
 class OutputConfig(Section):
@@ -245,22 +288,38 @@ class EmbedConfig(Section):
     @model_validator(mode="after")
     def _exact(self) -> EmbedConfig:
         plain = self.embedding.method == "fastrp" and not self.embedding.features
-        exact = self.execution.wire == "fp32" and not self.execution.overlap
+        exact = (
+            self.execution.wire == "fp32" and not self.execution.overlap and self.graph.partition == "rows"
+        )
         if (self.output.powers or self.execution.update_of) and not (plain and exact):
             raise ValueError(
                 "output.powers and execution.update_of take embedding.method=fastrp without features, "
-                "execution.wire=fp32 and no overlap: only there is a row the same whoever computes it"
+                "graph.partition=rows, execution.wire=fp32 and no overlap: only there is a row found by its id and the "
+                "same whoever computes it"
+            )
+        if self.eval.ogb and self.graph.kind not in ("ogb", "ogb_lsc"):
+            raise ValueError(f"eval.ogb takes a graph of format ogb or ogb_lsc, not {self.graph.kind}")
+        if self.eval.ogb and self.graph.kind == "ogb_lsc" and self.eval.ogb.metric != "accuracy":
+            raise ValueError(
+                f"eval.ogb.metric={self.eval.ogb.metric}: of ogb_lsc there is accuracy, of MAG240M"
+            )
+        if self.embedding.method == "partitioned" and not exact:
+            raise ValueError(
+                "embedding.method=partitioned takes graph.partition=rows, execution.wire=fp32 and no overlap: it cuts "
+                "the graph itself, and its products need nothing of others"
             )
         return self
 
 
 def mathematics(config: EmbedConfig) -> dict[str, Any]:
     """Return what decides the result; how its work is cut is left out."""
-    graph_only = {"chunk_bytes", "edges"}
     return config.model_dump(
         mode="json",
         exclude={
-            "graph": graph_only,
+            "graph": {"chunk_bytes", "edges", "partition"}
+            | ({"relations"} if config.graph.kind != "ogb_lsc" else set()),
+            "embedding": {"leaves"} if config.embedding.method != "partitioned" else set(),
+            "eval": {"ogb"} if config.eval.ogb is None else set(),
             "execution": {"column_block", "checkpoint_every", "timeout_s", "update_of"},
         },
     )

@@ -21,17 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.rundir import FILE_MODE, make_private
+from workflows.embedding import lsc, ogb
 from workflows.embedding.config import GraphConfig
 from workflows.embedding.errors import GraphError
 
-CONVERTED = ("mat", "npz")
+CONVERTED = ("mat", "npz", "ogb")
 MATLAB_7_3 = b"MATLAB 7.3"
 
 
 def converted_path(path: str, cache_dir: Path) -> Path:
     """Return where a file's converted form goes: a name for its path, size and time."""
     try:
-        held = os.stat(path)
+        held = os.stat(ogb.edge_file(path) if Path(path).is_dir() else path)
     except OSError as error:
         raise GraphError(f"graph.path: {path}: {error.strerror}") from None
     told = f"{Path(path).resolve()} {held.st_size} {held.st_mtime_ns}"
@@ -39,7 +40,7 @@ def converted_path(path: str, cache_dir: Path) -> Path:
 
 
 def convert(path: str, cache_dir: Path) -> Path:
-    """Return the converted form of a `.mat` or `.npz` file, making it unless it is there.
+    """Return the converted form of a `.mat` or `.npz` file or a directory of OGB's, making it unless it is there.
 
     Raises:
         GraphError: the file holds no square sparse matrix; the sentence names what it holds.
@@ -48,17 +49,19 @@ def convert(path: str, cache_dir: Path) -> Path:
     if not final.exists():
         make_private(cache_dir)
         beside = final.with_suffix(f".{os.getpid()}")
-        labels, matrix = read_matrix(path)
-        _write(path, beside, matrix.tocoo(), labels)
+        if Path(path).is_dir():
+            _write_edges(beside, *ogb.read_edges(path))
+        else:
+            labels, matrix = read_matrix(path)
+            _write(path, beside, matrix.tocoo(), labels)
         beside.rename(final)
     return final
 
 
 def readable(graph: GraphConfig, cache_dir: Path) -> GraphConfig:
-    """Return the graph as ranks read it: a converted file in the place of one that they cannot share.
-
-    A matrix says itself which entries it has: its edges lead one way.
-    """
+    """Return the graph as ranks read it: a converted file in the place of one that they cannot share."""
+    if graph.kind == "ogb_lsc":
+        return graph.model_copy(update={"nodes": lsc.size(graph)[0]})
     if graph.kind not in CONVERTED or graph.path is None:
         return graph
     final = converted_path(graph.path, cache_dir)
@@ -68,7 +71,7 @@ def readable(graph: GraphConfig, cache_dir: Path) -> GraphConfig:
         )
     with h5py.File(final, "r") as file:
         nodes = int(file.attrs["nodes"])
-    direction = "out" if graph.direction == "both" else graph.direction
+    direction = "out" if graph.direction == "both" and not graph.mirrored else graph.direction
     return graph.model_copy(
         update={"path": str(final), "format": "hdf5", "nodes": nodes, "direction": direction}
     )
@@ -107,12 +110,17 @@ def _write(path: str, beside: Path, matrix: Any, labels: Any) -> None:
     weight: NDArray[np.float32] = matrix.data.astype(np.float32)
     if not (np.isfinite(weight) & (weight > 0)).all():
         raise GraphError(f"{path}: weight {weight[~(weight > 0)][0]:g}; weights are positive and finite")
-    with h5py.File(beside, "x", libver="latest") as file:
-        file.attrs["nodes"] = matrix.shape[0]
-        file["source"], file["target"] = matrix.row.astype(np.int64), matrix.col.astype(np.int64)
+    _write_edges(beside, matrix.row.astype(np.int64), matrix.col.astype(np.int64), matrix.shape[0])
+    with h5py.File(beside, "r+", libver="latest") as file:
         if (weight != 1).any():
             file["weight"] = weight
         if labels is not None:
             of = labels.tocoo()
             file["labels"] = np.stack([of.row, of.col], 1).astype(np.int64)
+
+
+def _write_edges(beside: Path, source: NDArray[np.int64], target: NDArray[np.int64], nodes: int) -> None:
+    with h5py.File(beside, "x", libver="latest") as file:
+        file.attrs["nodes"] = nodes
+        file["source"], file["target"] = source, target
     os.chmod(beside, FILE_MODE)

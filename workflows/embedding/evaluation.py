@@ -46,7 +46,7 @@ def classify(graph: Graph, blocks: Blocks, labels: Labels, config: Classificatio
     nodes, marks = labels.nodes, labels.marks
     if len(nodes) < 2:
         raise GraphError(f"{config.labels}: {len(nodes)} labelled nodes; some must train and others test")
-    vectors = _labelled(graph, blocks, nodes, config.standardize)
+    vectors = of_nodes(graph, blocks, nodes, config.standardize)
     for percent in config.percents:
         trained = int(len(nodes) * percent / 100)
         if not 0 < trained < len(nodes):
@@ -60,8 +60,11 @@ def classify(graph: Graph, blocks: Blocks, labels: Labels, config: Classificatio
         yield Score(percent, trained, micro.mean(), macro.mean(), micro.std(), macro.std())
 
 
-def _labelled(graph: Graph, blocks: Blocks, nodes: NDArray[np.int64], standard: bool) -> NDArray[np.float32]:
-    """Return the vectors of the labelled nodes on every rank, in the order of `nodes`, which ascend."""
+def of_nodes(graph: Graph, blocks: Blocks, nodes: NDArray[np.int64], standard: bool) -> NDArray[np.float32]:
+    """Return the vectors of `nodes`, which ascend, on every rank; with `standard`, each column of deviation 1.
+
+    Cost: the vectors are gathered on every rank.
+    """
     if standard:
         blocks = [block.clone() for block in blocks]
         standardize(graph.comm, blocks, graph.n_nodes)
@@ -82,24 +85,28 @@ def _predicted(
     C: float,
 ) -> Marks:
     """Return for each test node as many labels as it has, the likeliest; every rank fits every P-th class."""
-    from sklearn.linear_model import LogisticRegression
-
     classes = marks.shape[1]
     mine = range(comm.rank, classes, comm.size)
     likely = np.empty((len(mine), len(test)))
     for row, label in enumerate(mine):
-        known = marks[train, label]
-        if known.all() or not known.any():
-            likely[row] = known[0]
-            continue
-        model = LogisticRegression(C=C, solver="liblinear", random_state=0).fit(vectors[train], known)
-        likely[row] = model.predict_proba(vectors[test])[:, 1]
+        likely[row] = likelihood(vectors[train], marks[train, label], vectors[test], C)
     gathered = np.empty((classes, len(test)))
     for rank, rows in enumerate(comm.allgather(likely)):
         gathered[rank :: comm.size] = rows
     order = np.argsort(np.argsort(-gathered, axis=0, kind="stable"), axis=0)
     chosen: Marks = (order < marks[test].sum(1)).T
     return chosen
+
+
+def likelihood(vectors: NDArray[np.float32], known: Marks, asked: NDArray[np.float32], C: float) -> Floats:
+    """Return how likely each of `asked` is marked, (asked,), by a regression on `vectors` and their marks, `known`."""
+    from sklearn.linear_model import LogisticRegression
+
+    if known.all() or not known.any():
+        return np.full(len(asked), float(known.any()))
+    model = LogisticRegression(C=C, solver="liblinear", random_state=0).fit(vectors, known)
+    likely: Floats = model.predict_proba(asked)[:, 1]
+    return likely
 
 
 def _f1(truth: Marks, predicted: Marks) -> tuple[float, float]:

@@ -3,17 +3,20 @@
 With n rows, z entries and h halo rows a rank, d columns in blocks of b, a rank holds at most the larger of
 
     reading    edges as read, and their keys before and after repeated ones go
+    placing    where `graph.partition` moves rows: entries at home, their new columns, and what is sent and arrives;
+               METIS holds the whole graph on rank 0
     embedding  rows (indptr), entries (column, place, value) + state (n d 4 for each matrix of the method)
                + a product (n + h) b 4 + what it sends, s b of the wire's bytes
+               + a leaf of method `partitioned`, of at most `embedding.leaves.entries`
+               + where rows are moved, a copy of the state in the order of ids, for its checkpoint
 
-beside Python, torch and MPI. A halo has the size that it has where neighbours lie as if by chance. Evaluation gathers
-the labelled nodes' vectors on every rank, and is not counted.
+beside Python, torch and MPI. A halo has the size that it has where neighbours lie as if by chance; `graph.partition`
+makes it smaller than that. Evaluation gathers the labelled nodes' vectors on every rank, and is not counted.
 """
 
 from __future__ import annotations
 
 from workflows.embedding.config import EmbedConfig
-from workflows.embedding.convert import CONVERTED
 from workflows.embedding.methods import get
 from workflows.embedding.survey import Survey, survey
 from workflows.workflow import Footprint, RankFootprint, RunSize, Traffic
@@ -24,6 +27,8 @@ ENTRIES_READ_PER_S = 2e6
 """Of a core, as measured on the text of R-MAT graphs; only `plan` uses it."""
 GATHER_BYTES_PER_S = 4e9
 """Of a core, of rows of 128 bytes in random order."""
+METIS_BYTES = 100
+"""Of an entry on rank 0, as measured on DBLP and on R-MAT graphs."""
 START_UP_S = 5.0
 
 
@@ -64,6 +69,14 @@ def footprint(config: EmbedConfig, ranks: int) -> Footprint:
     blocks = -(-embedding.dim // block)
     neighbours = (ranks - 1) if ranks > 1 else 0
     sent = Traffic(neighbours * blocks, round(h * embedding.dim * wire))
+    moved = config.graph.partition != "rows" and ranks > 1
+    placing = matrix + z * 20 if moved else 0
+    if moved and config.graph.partition == "metis":
+        placing = max(placing, z * 8 + graph.nnz * METIS_BYTES)
+    if moved and config.execution.checkpoint_every:
+        state *= 2
+    if embedding.method == "partitioned":
+        operand = _leaf_bytes(config, graph)
     rank = RankFootprint(
         place="any",
         parameters=round(n * embedding.dim),
@@ -72,7 +85,7 @@ def footprint(config: EmbedConfig, ranks: int) -> Footprint:
         microbatch_bytes=0,
         in_flight=0,
         transient_bytes=round(operand),
-        peak_bytes=round(BASE_BYTES + max(reading, matrix + state + operand)),
+        peak_bytes=round(BASE_BYTES + max(reading, placing, matrix + state + operand)),
         traffic={"halo": sent},
     )
     return Footprint({"rows": ranks}, (rank,))
@@ -88,7 +101,7 @@ def estimated_s(config: EmbedConfig, ranks: int, threads: int) -> float:
 
 def _reading_bytes(config: EmbedConfig, graph: Survey, ranks: int) -> float:
     """Return what the reading of the graph holds at most: edges and keys, then keys twice."""
-    directions = 2 if config.graph.direction == "both" and config.graph.kind not in CONVERTED else 1
+    directions = 2 if config.graph.mirrored else 1
     edges, entries = graph.edges / ranks, directions * graph.edges / ranks
     weight = 0 if _alike(config) else 4
     chunk = config.graph.chunk_bytes
@@ -97,6 +110,13 @@ def _reading_bytes(config: EmbedConfig, graph: Survey, ranks: int) -> float:
     distinct = graph.nnz / ranks
     repeated = 8 * distinct if distinct < 0.9999 * entries else 0
     return max(held, entries * (9 + 3 * weight) + repeated, entries + 8 * distinct + 4 * distinct)
+
+
+def _leaf_bytes(config: EmbedConfig, graph: Survey) -> float:
+    """Return what a rank holds to embed a leaf: its entries as sent and as arrived, two matrices, a product."""
+    entries = min(config.embedding.leaves.entries, graph.nnz)
+    nodes, dim = min(entries, graph.nodes), config.embedding.dim
+    return entries * 40 + nodes * (24 + 2 * dim * 4 + min(config.execution.column_block, dim) * 4)
 
 
 def _alike(config: EmbedConfig) -> bool:

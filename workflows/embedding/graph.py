@@ -8,7 +8,7 @@ depends on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from workflows.embedding import counter
 from workflows.embedding.arrays import read_hdf5, read_npy
 from workflows.embedding.config import GraphConfig, LinksConfig
 from workflows.embedding.errors import GraphError
+from workflows.embedding.lsc import read_lsc
 from workflows.embedding.rmat import read_rmat
 from workflows.embedding.text import Edges, read_text
 from workflows.embedding.words import numbered
@@ -32,7 +33,13 @@ CHUNK = 1 << 20
 SPARSEST = 64
 """Most ids an edge, beyond the first few: what is sparser is no numbering 0, 1, 2 ..."""
 Read = Callable[[GraphConfig, int, int], Iterator[Edges]]
-READERS: dict[str, Read] = {"text": read_text, "rmat": read_rmat, "hdf5": read_hdf5, "npy": read_npy}
+READERS: dict[str, Read] = {
+    "text": read_text,
+    "rmat": read_rmat,
+    "hdf5": read_hdf5,
+    "npy": read_npy,
+    "ogb_lsc": read_lsc,
+}
 
 
 @dataclass(slots=True)
@@ -46,13 +53,15 @@ class Graph:
     indptr: NDArray[np.int64]
     """(own rows + 1,)"""
     columns: NDArray[np.int32] | NDArray[np.int64]
-    """Node ids, ascending in each row; (entries,)"""
+    """Rows of the nodes that entries name, in the order of those nodes' ids in each row; (entries,)"""
     weights: NDArray[np.float32]
     """(entries,)"""
     held_out: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     """Pairs (node, node) of edges kept out, (pairs, 2), each on the rank of its first node."""
     words: dict[int, bytes] = field(default_factory=dict)
     """Where ids are words: those of some nodes, on some rank."""
+    ids: NDArray[np.int64] | None = None
+    """Node of each own row, ascending, (own rows,), where rows do not stand in the order of ids."""
 
     @property
     def n_nodes(self) -> int:
@@ -61,8 +70,13 @@ class Graph:
 
     @property
     def rows(self) -> range:
-        """The nodes of this rank."""
+        """The rows of this rank: of the nodes of the same numbers, unless `ids` says otherwise."""
         return self.partition.rows(self.comm.rank)
+
+    @property
+    def nodes(self) -> NDArray[np.int64]:
+        """Ids of the nodes of the own rows, ascending, (own rows,)."""
+        return np.arange(self.rows.start, self.rows.stop) if self.ids is None else self.ids
 
     @property
     def nnz(self) -> int:
@@ -72,12 +86,22 @@ class Graph:
 
     def degrees(self) -> NDArray[np.float64]:
         """Return the sum of each own row's weights, (own rows,)."""
-        found = np.empty(len(self.rows))
-        for rows, entries in row_chunks(self.indptr):
-            counts = np.diff(self.indptr[rows.start : rows.stop + 1])
-            row = np.repeat(np.arange(len(counts)), counts)
-            found[rows] = np.bincount(row, self.weights[entries], len(counts))
-        return found
+        return row_sums(self.indptr, self.weights)
+
+    def bare(self) -> Graph:
+        """Return the same rows without their entries, which others may still hold."""
+        nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
+        return replace(self, indptr=np.zeros_like(self.indptr), columns=nothing[0], weights=nothing[1])
+
+
+def row_sums(indptr: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the sum of each row's weights, (rows,)."""
+    found = np.empty(len(indptr) - 1)
+    for rows, entries in row_chunks(indptr):
+        counts = np.diff(indptr[rows.start : rows.stop + 1])
+        row = np.repeat(np.arange(len(counts)), counts)
+        found[rows] = np.bincount(row, weights[entries], len(counts))
+    return found
 
 
 def row_chunks(indptr: NDArray[np.int64], entries: int = CHUNK) -> Iterator[tuple[slice, slice]]:

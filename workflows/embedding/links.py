@@ -12,6 +12,7 @@ from mpi_ops.halo import HaloPlan
 from workflows.embedding import counter
 from workflows.embedding.config import LinksConfig
 from workflows.embedding.errors import GraphError
+from workflows.embedding.evaluators import beaten, hits
 from workflows.embedding.graph import Graph
 from workflows.embedding.problem import Blocks
 
@@ -46,12 +47,11 @@ def score_links(graph: Graph, blocks: Blocks, config: LinksConfig) -> LinkScores
             f"eval.links.fraction={config.fraction}: no edge was held out; take more, or a larger graph"
         )
     negatives = _negatives(graph, config)
-    up = _scores(graph, blocks, positives, config.score)
-    down = np.sort(np.concatenate(graph.comm.allgather(_scores(graph, blocks, negatives, config.score))))
-    below = np.searchsorted(down, up, side="left") + np.searchsorted(down, up, side="right")
-    auc = graph.comm.allreduce(float(below.sum()) / 2) / (total * len(down))
-    hits = {k: graph.comm.allreduce(int((up > down[-min(k, len(down))]).sum())) / total for k in config.hits}
-    return LinkScores(auc, hits, total, len(down))
+    up, away = (similarities(graph, blocks, pairs, config.score) for pairs in (positives, negatives))
+    down = np.concatenate(graph.comm.allgather(away))
+    auc = graph.comm.allreduce(float(beaten(up, down).sum())) / (total * len(down))
+    found = {k: graph.comm.allreduce(int(hits(k, up, down).sum())) / total for k in config.hits}
+    return LinkScores(auc, found, total, len(down))
 
 
 def _negatives(graph: Graph, config: LinksConfig) -> Pairs:
@@ -77,8 +77,11 @@ def _edge(graph: Graph, node: int, other: int) -> bool:
     return at < len(columns) and int(columns[at]) == other
 
 
-def _scores(graph: Graph, blocks: Blocks, pairs: Pairs, kind: str) -> Floats:
-    """Return the similarity of each pair, whose first node is this rank's. A node without a vector scores 0."""
+def similarities(graph: Graph, blocks: Blocks, pairs: Pairs, kind: str) -> Floats:
+    """Return the similarity of each pair, whose first node is this rank's. A node without a vector scores 0.
+
+    Cost: a halo exchange of the vectors of second nodes.
+    """
     rows = graph.rows
     outside = np.unique(pairs[(pairs[:, 1] < rows.start) | (pairs[:, 1] >= rows.stop), 1])
     plan = HaloPlan(graph.comm, graph.partition, outside)

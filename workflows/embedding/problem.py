@@ -12,9 +12,10 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mpi_ops.columns import Columns
 from mpi_ops.spmm import SpreadMatrix
 from workflows.embedding.config import EmbedConfig, ProjectionConfig
-from workflows.embedding.graph import CHUNK, Graph
+from workflows.embedding.graph import Graph
 from workflows.embedding.projection import projection
 
 ROWS = 1 << 14
@@ -42,9 +43,16 @@ class Problem:
         return self.graph.degrees()
 
     @cached_property
+    def columns(self) -> Columns:
+        """The columns of the own entries. Cost: that of Columns, when first asked for."""
+        return Columns(self.comm, self.graph.partition, self.graph.columns, self.config.execution.wire)
+
+    @cached_property
     def propagator(self) -> SpreadMatrix:
-        """What powers are taken of, A = D^-1 S or S itself. Cost: that of SpreadMatrix, when first asked for."""
-        return self.matrix(self.values())
+        """What powers are taken of, A = D^-1 S or S itself. Cost: that of `columns`."""
+        return SpreadMatrix(
+            self.columns, self.graph.indptr, self.values(), overlap=self.config.execution.overlap
+        )
 
     def values(self) -> NDArray[np.float32]:
         """Return the values of A, (entries,)."""
@@ -56,17 +64,7 @@ class Problem:
 
         Cost: a halo exchange of one column.
         """
-        plan, graph = self.propagator.plan, self.graph
-        mine, halo = own.astype(np.float32), torch.empty(len(plan.halo_rows), 1)
-        plan.exchange(torch.from_numpy(mine)[:, None], halo)
-        found = np.empty(len(graph.columns), np.float32)
-        for at in range(0, len(found), CHUNK):
-            column = graph.columns[at : at + CHUNK]
-            outside = (column < graph.rows.start) | (column >= graph.rows.stop)
-            piece = found[at : at + CHUNK]
-            piece[~outside] = mine[column[~outside] - graph.rows.start]
-            piece[outside] = halo.numpy()[np.searchsorted(plan.halo_rows, column[outside]), 0]
-        return found
+        return self.columns.known(own.astype(np.float32))[self.columns.places]
 
     def gram(self, a: Blocks, b: Blocks) -> NDArray[np.float64]:
         """Return a^T b over all nodes, in fp32 within a batch of rows and fp64 over batches.
@@ -107,19 +105,6 @@ class Problem:
         width = min(self.config.execution.column_block, columns)
         return [range(at, min(at + width, columns)) for at in range(0, columns, width)]
 
-    def matrix(self, values: NDArray[np.float32]) -> SpreadMatrix:
-        """Return a matrix with the graph's entries in the place of its edges. Cost: that of SpreadMatrix."""
-        execution, graph = self.config.execution, self.graph
-        return SpreadMatrix(
-            self.comm,
-            graph.partition,
-            graph.indptr,
-            graph.columns,
-            values,
-            wire=execution.wire,
-            overlap=execution.overlap,
-        )
-
     def transition(self) -> NDArray[np.float32]:
         """Return the values of A = D^-1 S (FastRP, section 3.1)."""
         values = np.repeat(inverse(self.degrees).astype(np.float32), np.diff(self.graph.indptr))
@@ -142,7 +127,7 @@ class Problem:
         )
         ones = np.ones(len(self.graph.rows))
         return [
-            projection(normal, self.graph.n_nodes, self.graph.rows, block, ones)
+            projection(normal, self.graph.n_nodes, self.graph.nodes, block, ones)
             for block in self.widths(columns or embedding.dim)
         ]
 
@@ -179,7 +164,7 @@ class Problem:
         """Return L R of the own nodes, L being the diagonal `scale`."""
         graph, embedding = self.graph, self.config.embedding
         return [
-            projection(embedding, graph.n_nodes, graph.rows, columns, scale)
+            projection(embedding, graph.n_nodes, graph.nodes, columns, scale)
             for columns in self.widths(embedding.dim)
         ]
 

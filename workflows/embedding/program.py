@@ -27,6 +27,7 @@ from workflows.embedding import methods, output
 from workflows.embedding.config import EmbedConfig
 from workflows.embedding.convert import readable
 from workflows.embedding.labels import Labels, read_labels
+from workflows.embedding.placement import Placement
 from workflows.embedding.problem import Blocks, Problem, standardize
 from workflows.embedding.update import Update, keep_power, keep_rows
 
@@ -40,6 +41,10 @@ STREAMS = (
     StreamSpec("link_auc", "1", "of held-out edges against pairs that are none; tokens: held-out edges"),
     StreamSpec("link_hits", "1", "Hits@K of the same; step: K"),
     StreamSpec("macro_f1", "1", "the same, each class counting alike"),
+    StreamSpec(
+        "ogb_valid", "1", "eval.ogb's metric on the validation split; step: K of Hits@K, tokens: scored"
+    ),
+    StreamSpec("ogb_test", "1", "the same on the test split"),
 )
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 1 << 20
 """The number of a setting in malloc.h, and from which size on an array gets pages of its own."""
@@ -105,13 +110,17 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
     update = Update(config.execution.update_of) if config.execution.update_of else None
     method, clock = update or methods.get(config.embedding.method), Clock()
     graph = graphs.load(job.comm, readable(config.graph, cache_dir), config.eval.links)
-    problem = Problem(graph, config)
+    placement = Placement(graph, config.graph.partition)
+    problem = Problem(placement.graph, config)
+    if not config.eval.links:  # which looks up what is an edge
+        graph = placement.home
     wanted = config.eval.classification  # read first: a wrong file must not be found out after the embedding
     labels = everywhere(job.comm, lambda: read_labels(wanted, cache_dir, graph.n_nodes)) if wanted else None
     clock.read_s = clock.lap()
     steps = method.steps(config.embedding)
     halo = tally("halo", "rows")
-    work = graph.nnz * method.products(config.embedding)
+    nnz = problem.graph.nnz
+    work = nnz * method.products(config.embedding)
     saved = checkpoint.steps(job.run.checkpoints)
     meta = _meta(job, config, saved[-1] if saved else 0)
     attempt_file = job.run.attempt(job.attempt, "h5")
@@ -122,7 +131,7 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
         state = method.begin(problem)
         if config.output.powers:
             keep_rows(job.run.path, graph, config)
-        step = _restore(job, problem, state, metrics) if saved else 0
+        step = _restore(job, placement, state, metrics) if saved else 0
         with Watchdog(job, config.execution.timeout_s) as watchdog:
             while step < steps:
                 sent_before = halo.sent_bytes
@@ -141,22 +150,23 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
                 if config.output.powers:
                     keep_power(job.run.path, graph, state["power"], step)
                 if step < steps:
-                    _border(job, problem, state, step, metrics, stop)
+                    _border(job, placement, config.execution.checkpoint_every, state, step, metrics, stop)
                     clock.lap()
                 watchdog.beat()
         vectors = method.result(problem, state)
+        placement.bring_back(vectors)
         if config.embedding.standardize:
             standardize(job.comm, vectors, graph.n_nodes)
         clock.embed_s += clock.lap()
         _write(job, config, graph, vectors)
         clock.write_s = clock.lap()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        _evaluate(config, labels, graph, vectors, metrics)
+        _evaluate(config, labels, cache_dir, graph, vectors, metrics)
         metrics.finish(
             step,
             nodes=graph.n_nodes,
             edges=graph.edges_read,
-            nnz=graph.nnz,
+            nnz=nnz,
             dim=config.embedding.dim,
             ranks=job.world_size,
             read_s=job.comm.allreduce(clock.read_s, MPI.MAX),
@@ -187,7 +197,12 @@ def _write(job: bootstrap.Job, config: EmbedConfig, graph: graphs.Graph, vectors
 
 
 def _evaluate(
-    config: EmbedConfig, labels: Labels | None, graph: graphs.Graph, vectors: Blocks, metrics: Metrics
+    config: EmbedConfig,
+    labels: Labels | None,
+    cache_dir: Path,
+    graph: graphs.Graph,
+    vectors: Blocks,
+    metrics: Metrics,
 ) -> None:
     """Hold the vectors against what `eval` names; the streams say what a row's step stands for."""
     if config.eval.classification and labels:
@@ -202,24 +217,43 @@ def _evaluate(
         metrics.record(0, found.positives, link_auc=found.auc)
         for k, share in found.hits.items():
             metrics.record(k, found.positives, link_hits=share)
+    if config.eval.ogb:
+        from workflows.embedding.ogb import task_path
+        from workflows.embedding.ogb_scores import score_task
+
+        wanted = config.eval.ogb
+        for split, value, count in score_task(
+            graph, vectors, wanted, task_path(config.graph, wanted, cache_dir)
+        ):
+            metrics.record(wanted.k if wanted.metric == "hits" else 0, count, **{f"ogb_{split}": value})
 
 
 def _border(
-    job: bootstrap.Job, problem: Problem, state: methods.State, step: int, metrics: Metrics, stop: StopSignals
+    job: bootstrap.Job,
+    placement: Placement,
+    every: int,
+    state: methods.State,
+    step: int,
+    metrics: Metrics,
+    stop: StopSignals,
 ) -> None:
     """Commit what is due between two steps. Raises RequeueRequest, committed, once a signal came to any rank."""
-    asked, every = stop.now(), problem.config.execution.checkpoint_every
+    asked = stop.now()
     if asked or (every and step % every == 0):
-        _save(job, problem, state, step, metrics)
+        _save(job, placement, state, step, metrics)
     if asked:
         raise bootstrap.RequeueRequest(f"{asked.name}: all ranks stopped after step {step}, committed")
 
 
-def _save(job: bootstrap.Job, problem: Problem, state: methods.State, step: int, metrics: Metrics) -> None:
-    """Commit the state of all ranks; a block of rows of each is a piece of one array over all nodes."""
-    rows, n_nodes = problem.graph.rows, problem.graph.n_nodes
+def _save(
+    job: bootstrap.Job, placement: Placement, state: methods.State, step: int, metrics: Metrics
+) -> None:
+    """Commit the state of all ranks; a block of rows of each is a piece of one array over all nodes by their ids."""
+    rows, n_nodes = placement.home.rows, placement.home.n_nodes
     pieces = [
-        checkpoint.Piece(f"{name}/{i}", block.numpy(), (n_nodes, block.shape[1]), (rows.start, 0))
+        checkpoint.Piece(
+            f"{name}/{i}", placement.back(block.numpy()), (n_nodes, block.shape[1]), (rows.start, 0)
+        )
         for name, blocks in state.items()
         for i, block in enumerate(blocks)
     ]
@@ -227,19 +261,21 @@ def _save(job: bootstrap.Job, problem: Problem, state: methods.State, step: int,
     checkpoint.save(job.comm, job.run.checkpoints, step, pieces, {})
 
 
-def _restore(job: bootstrap.Job, problem: Problem, state: methods.State, metrics: Metrics) -> int:
+def _restore(job: bootstrap.Job, placement: Placement, state: methods.State, metrics: Metrics) -> int:
     """Take the state back, bit by bit, and return the step it is of. Another number of ranks may have saved it."""
-    rows, n_nodes = problem.graph.rows, problem.graph.n_nodes
+    rows, n_nodes = placement.home.rows, placement.home.n_nodes
     blocks = {f"{name}/{i}": block.numpy() for name, held in state.items() for i, block in enumerate(held)}
     wanted = {
-        name: checkpoint.Wanted((n_nodes, block.shape[1]), (rows.start, 0), block.shape, block.dtype)
+        name: checkpoint.Wanted(
+            (n_nodes, block.shape[1]), (rows.start, 0), (len(rows), block.shape[1]), block.dtype
+        )
         for name, block in blocks.items()
     }
     saved = checkpoint.load(job.comm, job.run.checkpoints, wanted)
     if saved is None:
         return 0
     for name, block in blocks.items():
-        block[...] = saved.arrays[name]
+        block[...] = placement.there(saved.arrays[name])
     for sentence in saved.skipped:
         metrics.event("damaged", sentence, saved.step)
         if job.rank == 0:

@@ -26,11 +26,15 @@ def sparsity(config: EmbeddingConfig, n_nodes: int) -> float:
 
 
 def projection(
-    config: EmbeddingConfig, n_nodes: int, nodes: range, columns: range, scale: NDArray[np.float64]
+    config: EmbeddingConfig,
+    n_nodes: int,
+    nodes: NDArray[np.int64],
+    columns: range,
+    scale: NDArray[np.float64],
 ) -> Tensor:
     """Return some rows and columns of L R, (nodes, columns) in fp32; `scale` (nodes,) is the diagonal of L.
 
-    E[R R^T] = I over `dim` columns (FastRP, section 3.2). The last columns may start from features instead.
+    `nodes` ascend. E[R R^T] = I over `dim` columns (FastRP, section 3.2). The last columns may start from features.
 
     Raises:
         GraphError: as `_featured`.
@@ -50,7 +54,11 @@ def feature_columns(config: EmbeddingConfig) -> int:
 
 
 def _featured(
-    config: EmbeddingConfig, n_nodes: int, nodes: range, columns: range, scale: NDArray[np.float64]
+    config: EmbeddingConfig,
+    n_nodes: int,
+    nodes: NDArray[np.int64],
+    columns: range,
+    scale: NDArray[np.float64],
 ) -> Tensor:
     """Return L X W of the nodes' features X and a random W, a sign matrix hashed like R.
 
@@ -71,10 +79,10 @@ def _featured(
     key = counter.keys(config.seed + 1, np.arange(held.shape[1]))
     W = _sign(key, columns, 3.0) * np.float32(math.sqrt(3.0 / config.dim))
     made = np.empty((len(nodes), len(columns)), np.float32)
-    for first in range(nodes.start // FEATURE_ROWS * FEATURE_ROWS, nodes.stop, FEATURE_ROWS):
+    for first in np.unique(nodes // FEATURE_ROWS * FEATURE_ROWS).tolist():
         product = held[first : first + FEATURE_ROWS].astype(np.float32) @ W
-        begin, end = max(first, nodes.start), min(first + FEATURE_ROWS, nodes.stop)
-        made[begin - nodes.start : end - nodes.start] = product[begin - first : end - first]
+        own = slice(*np.searchsorted(nodes, (first, first + FEATURE_ROWS)))
+        made[own] = product[nodes[own] - first]
     if not np.isfinite(made).all():
         raise GraphError(f"{config.features}: holds numbers that are not finite, or too large for fp32")
     made *= scale[:, None].astype(np.float32)
@@ -82,7 +90,11 @@ def _featured(
 
 
 def _random(
-    config: EmbeddingConfig, n_nodes: int, nodes: range, columns: range, scale: NDArray[np.float64]
+    config: EmbeddingConfig,
+    n_nodes: int,
+    nodes: NDArray[np.int64],
+    columns: range,
+    scale: NDArray[np.float64],
 ) -> Tensor:
     """Return some rows and columns of L R alone."""
     gaussian = config.projection.kind == "gaussian"
@@ -90,7 +102,7 @@ def _random(
     out = made.numpy()
     step = max(1, BATCH_WORDS // max(1, len(columns)))
     for at in range(0, len(nodes), step):
-        batch = np.arange(nodes.start + at, nodes.start + min(at + step, len(nodes)))
+        batch = nodes[at : at + step]
         key = counter.keys(config.seed, batch)
         drawn = _normal(key, columns) if gaussian else _sign(key, columns, sparsity(config, n_nodes))
         s = 1.0 if gaussian else sparsity(config, n_nodes)

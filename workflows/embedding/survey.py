@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from workflows.embedding import lsc, ogb
 from workflows.embedding.config import GraphConfig, RmatConfig
 from workflows.embedding.convert import CONVERTED
 from workflows.embedding.errors import GraphError
@@ -56,10 +57,14 @@ def survey(graph: GraphConfig) -> Survey:
     if graph.rmat:
         return _rmat(graph.rmat)
     if graph.nodes and graph.edges:
-        nnz = graph.edges * (2 if graph.direction == "both" and graph.kind not in CONVERTED else 1)
-        return Survey(graph.nodes, graph.edges, nnz, ((float(graph.nodes), nnz / graph.nodes),))
+        return _stated(graph, graph.nodes, graph.edges)
     try:
-        held = os.stat(graph.path or "")
+        if graph.kind == "ogb_lsc":
+            nodes, edges = lsc.size(graph)
+            if edges * 16 > COUNTED_BYTES:
+                return _stated(graph, nodes, edges)
+            return _counted(graph.model_copy(update={"nodes": nodes}), edges, 0)
+        held = os.stat(ogb.edge_file(graph.path or "") if graph.kind == "ogb" else graph.path or "")
     except OSError as error:
         raise GraphError(f"graph.path: {graph.path}: {error.strerror}") from None
     if held.st_size > COUNTED_BYTES:
@@ -68,6 +73,12 @@ def survey(graph: GraphConfig) -> Survey:
             "and graph.edges, which are checked when ranks read it"
         )
     return _counted(graph, held.st_size, held.st_mtime_ns)
+
+
+def _stated(graph: GraphConfig, nodes: int, edges: int) -> Survey:
+    """Return the size that is stated, of nodes that are all alike."""
+    nnz = edges * (2 if graph.mirrored else 1)
+    return Survey(nodes, edges, nnz, ((float(nodes), nnz / nodes),))
 
 
 def _rmat(rmat: RmatConfig) -> Survey:
@@ -101,7 +112,7 @@ def _counted(graph: GraphConfig, _size: int, _time_ns: int) -> Survey:
         source, target, nodes = *ends.reshape(2, -1), len(names)
     nodes = max(nodes, graph.nodes or 0, int(max(source.max(initial=-1), target.max(initial=-1))) + 1)
     loops = int(np.count_nonzero(source == target))
-    if graph.direction == "both" and graph.kind not in CONVERTED:
+    if graph.mirrored:
         low, high = np.minimum(source, target), np.maximum(source, target)
         pairs = np.unique(low.astype(np.int64) * nodes + high)
         a, b = pairs // nodes, pairs % nodes
@@ -124,6 +135,9 @@ def _counted(graph: GraphConfig, _size: int, _time_ns: int) -> Survey:
 
 def _read(graph: GraphConfig) -> tuple[list[Edges], int]:
     """Return all edges of a file of any format, and how many nodes it says it has."""
+    if graph.kind == "ogb":
+        source, target, nodes = ogb.read_edges(graph.path or "")
+        return [Edges(source, target)], nodes
     if graph.kind in CONVERTED:
         from workflows.embedding.convert import read_matrix
 
@@ -132,7 +146,7 @@ def _read(graph: GraphConfig) -> tuple[list[Edges], int]:
         return [Edges(of[0].astype(np.int64), of[1].astype(np.int64))], matrix.shape[0]
     from workflows.embedding import arrays
 
-    readers = {"text": read_text, "hdf5": arrays.read_hdf5, "npy": arrays.read_npy}
+    readers = {"text": read_text, "hdf5": arrays.read_hdf5, "npy": arrays.read_npy, "ogb_lsc": lsc.read_lsc}
     found = list(readers[graph.kind](graph))
     if not found:
         raise GraphError(f"{Path(graph.path or '')}: holds no edge, a graph needs at least one")

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from launch.agree import on_root
 from launch.rundir import make_private
+from mpi_ops.columns import Columns
 from mpi_ops.spmm import SpreadMatrix
 from workflows.embedding import counter, methods, output
 from workflows.embedding.config import EmbedConfig
@@ -141,11 +142,12 @@ def _reached(problem: Problem, changed: Flags) -> Flags:
 
 
 def _only(problem: Problem, rows: Flags) -> SpreadMatrix:
-    """Return A without its other rows. Cost: that of SpreadMatrix."""
+    """Return A without its other rows. Cost: that of Columns."""
     graph, counts = problem.graph, np.diff(problem.graph.indptr)
     kept = np.repeat(rows, counts)
     indptr = np.concatenate([[0], np.cumsum(np.where(rows, counts, 0))])
-    return SpreadMatrix(problem.comm, graph.partition, indptr, graph.columns[kept], problem.values()[kept])
+    columns = Columns(problem.comm, graph.partition, graph.columns[kept])
+    return SpreadMatrix(columns, indptr, problem.values()[kept])
 
 
 def _as_block(flags: Flags) -> torch.Tensor:

@@ -15,16 +15,26 @@ from workflows.workflow import Workflow
 def prepare(config: EmbedConfig, cache_dir: Path) -> str:
     """Convert a matrix that ranks cannot read their share of, unless that was done, and say what is read."""
     from workflows.embedding.convert import CONVERTED, convert
+    from workflows.embedding.ogb import prepare_task
     from workflows.embedding.survey import survey
 
     found = survey(config.graph)
     wanted = config.eval.classification
     labels = wanted.labels if wanted else ""
-    if wanted and not find_spec("sklearn"):
-        raise ConfigError("eval.classification needs scikit-learn: pip install scikit-learn")
-    for path in {config.graph.path or "" if config.graph.kind in CONVERTED else "", labels}:
-        if path.endswith(tuple(f".{kind}" for kind in CONVERTED)):
-            convert(path, cache_dir)
+    task = config.eval.ogb
+    regresses = (
+        "classification" if wanted else "ogb" if task and task.metric in ("accuracy", "rocauc") else None
+    )
+    if regresses and not find_spec("sklearn"):
+        raise ConfigError(f"eval.{regresses} needs scikit-learn: pip install scikit-learn")
+    if config.graph.partition == "metis" and not find_spec("pymetis"):
+        raise ConfigError("graph.partition=metis needs pymetis: pip install '.[locality]'")
+    if config.graph.path and config.graph.kind in CONVERTED:
+        convert(config.graph.path, cache_dir)
+    if labels.endswith((".mat", ".npz")):
+        convert(labels, cache_dir)
+    if task:
+        prepare_task(config.graph, task, found.nodes, cache_dir)
     if wanted:
         read_labels(
             wanted, cache_dir, found.nodes

@@ -15,6 +15,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
+from mpi_ops.errors import LayoutError
 from workflows.embedding import methods
 from workflows.embedding.config import EmbedConfig, LinksConfig
 from workflows.embedding.errors import GraphError
@@ -184,7 +185,7 @@ def test_fastrp_is_its_closed_form(comm: MPI.Intracomm) -> None:
         S = dense(graph)
         d = S.sum(1)
         A = np.divide(S, d[:, None], out=np.zeros_like(S), where=d[:, None] > 0)
-        R = projection(wanted.embedding, 200, range(200), range(32), np.ones(200)).double().numpy()
+        R = projection(wanted.embedding, 200, np.arange(200), range(32), np.ones(200)).double().numpy()
         LR = np.where(d > 0, d, 1.0)[:, None] ** beta * R
 
         def unit(U: np.ndarray) -> np.ndarray:
@@ -211,7 +212,7 @@ def test_the_last_columns_start_from_features(comm: MPI.Intracomm) -> None:
         assert made.numpy().tobytes() == vectors(MPI.COMM_SELF, wanted).numpy().tobytes()
         plain = vectors(comm, config(graph, embedding={"dim": 16, "weights": [1.0], "row_l2": False}))
         assert torch.equal(made[:, :12], plain[:, :12])
-        eye = projection(wanted.embedding, 512, range(512), range(12, 16), np.ones(512)).numpy()
+        eye = projection(wanted.embedding, 512, np.arange(512), range(12, 16), np.ones(512)).numpy()
         W, left, _, _ = np.linalg.lstsq(X, eye, rcond=None)
         assert left.max() < 1e-8, "the columns are not X times one matrix"
         assert set(np.round(np.abs(W) / math.sqrt(3 / 16), 4).ravel()) <= {0.0, 1.0}
@@ -252,7 +253,8 @@ def test_renamed_nodes_get_the_same_vectors(comm: MPI.Intracomm) -> None:
         def projection(self, scale: np.ndarray) -> list[torch.Tensor]:
             old = np.argsort(new)[self.graph.rows.start : self.graph.rows.stop]
             rows = [
-                projection(self.config.embedding, 50, range(v, v + 1), range(12), np.ones(1)) for v in old
+                projection(self.config.embedding, 50, old[i : i + 1], range(12), np.ones(1))
+                for i in range(len(old))
             ]
             return [torch.cat(rows) * torch.from_numpy(scale).float()[:, None]]
 
@@ -381,6 +383,19 @@ def test_nearest_nodes_are_those_of_all_cosines(comm: MPI.Intracomm) -> None:
             continue
         assert ids[row].tolist() == want.indices[node].tolist()
         np.testing.assert_allclose(cosines[row], want.values[node], atol=1e-5)
+
+
+def test_a_file_that_is_no_graph_is_every_ranks_error(comm: MPI.Intracomm) -> None:
+    for text, keys, sentence in (
+        ("# nothing\n\n", {}, r"edges.txt: holds no edge, a graph needs at least one"),
+        ("0 1\n1 2\n", {"edges": 3}, r"graph.edges=3, but .*edges.txt holds 2"),
+        ("0 1\n9000000 1\n", {}, r"node ids go up to 9000000 with 2 edges: they are no numbering 0, 1, 2"),
+    ):
+        with shared_file(comm, text) as path, pytest.raises(GraphError, match=sentence):
+            load(comm, config({"path": path, **keys}).graph)
+    if comm.size > 2:
+        with shared_file(comm, "0 1\n") as path, pytest.raises(LayoutError, match="cannot share 2 rows"):
+            load(comm, config({"path": path}).graph)
 
 
 def test_one_ranks_bad_line_is_every_ranks_error(comm: MPI.Intracomm) -> None:

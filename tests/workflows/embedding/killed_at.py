@@ -8,15 +8,19 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 from mpi4py import MPI
 
-from workflows.embedding import program
-from workflows.embedding.methods.fastrp import FastRP
+from launch.rundir import RunDir
+from slurm.strict_yaml import load
+from workflows.embedding import methods, program
 
 if __name__ == "__main__":
     rank, step, number = (int(sys.argv.pop(2)) for _ in range(3))
-    advance = FastRP.advance
+    config = load(RunDir(Path(sys.argv[1])).config).data["config"]
+    method = type(methods.get(config["embedding"]["method"]))
+    advance = method.advance
 
     def advance_or_die(self, problem, state, at):
         if (MPI.COMM_WORLD.rank, at) == (rank, step) and number:
@@ -25,5 +29,5 @@ if __name__ == "__main__":
             time.sleep(6)
         advance(self, problem, state, at)
 
-    FastRP.advance = advance_or_die
+    method.advance = advance_or_die
     program.main()

@@ -133,3 +133,13 @@ def test_labels_are_looked_at_before_a_rank_starts(tmp_path, monkeypatch):
     monkeypatch.setattr("workflows.embedding.workflow.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs scikit-learn"):
         prepare(config, tmp_path)
+
+
+def test_metis_is_looked_for_before_a_rank_starts(tmp_path, monkeypatch):
+    config = EmbedConfig.model_validate({"graph": {"rmat": {"scale": 3}, "partition": "metis"}})
+    prepare(config, tmp_path)
+    monkeypatch.setattr("workflows.embedding.workflow.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"graph.partition=metis needs pymetis: pip install '.\[locality\]'"
+    ):
+        prepare(config, tmp_path)

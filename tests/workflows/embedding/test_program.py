@@ -84,6 +84,38 @@ def test_a_killed_run_goes_on_bit_by_bit_on_any_number_of_ranks(embed, finished,
     assert metrics.streams["power_s"]["step"].tolist() == [1, 2, 3, 4]
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["label_propagation", "metis"])
+def test_a_killed_run_of_moved_rows_goes_on_where_they_stand_elsewhere(embed, finished, kind):
+    config = {**CONFIG, "graph": {**CONFIG["graph"], "partition": kind}}
+    ended, run = embed(3, config, 1, 3, signal.SIGKILL)
+    assert ended.status != 0
+    assert checkpoint.steps(run.checkpoints) == [1, 2]
+    ended, run = embed(2, config, into=run)
+    assert ended.status == 0, ended.stderr
+    assert read_run(run.path).meta["restore_step"] == 2
+    assert vectors(run).tobytes() == vectors(finished).tobytes()
+    with h5py.File(run.path / "vectors.h5", "r") as file:
+        assert file["ids"][:].tolist() == list(range(512))
+        with h5py.File(finished.path / "vectors.h5", "r") as before:
+            np.testing.assert_array_equal(file["neighbours"][:], before["neighbours"][:])
+
+
+@pytest.mark.full
+def test_a_killed_run_of_leaves_goes_on_with_the_next_level(embed):
+    embedding = {"method": "partitioned", "dim": 24, "leaves": {"entries": 2500}}
+    config = {"graph": {"rmat": {"scale": 9}}, "embedding": embedding}
+    ended, whole = embed(1, config)
+    assert ended.status == 0, ended.stderr
+    ended, run = embed(2, config, 1, 3, signal.SIGKILL)
+    assert ended.status != 0
+    assert checkpoint.steps(run.checkpoints) == [1, 2]
+    ended, run = embed(3, config, into=run)
+    assert ended.status == 0, ended.stderr
+    assert read_run(run.path).meta["restore_step"] == 2
+    assert vectors(run).tobytes() == vectors(whole).tobytes()
+
+
 def test_a_warning_to_one_rank_commits_the_step_and_asks_to_be_requeued(embed, finished):
     config = {**CONFIG, "execution": {"column_block": 16, "checkpoint_every": 0}}
     ended, run = embed(2, config, 1, 2, signal.SIGUSR1)

@@ -13,7 +13,7 @@ from workflows.embedding.projection import projection
 
 def made(nodes: range, columns: range, n: int = 3000, **keys) -> np.ndarray:
     config = EmbeddingConfig.model_validate(keys)
-    return projection(config, n, nodes, columns, np.ones(len(nodes))).numpy()
+    return projection(config, n, np.arange(nodes.start, nodes.stop), columns, np.ones(len(nodes))).numpy()
 
 
 @pytest.mark.parametrize("s", [1.0, 3.0, "sqrt_n"])

@@ -70,10 +70,43 @@ def test_prone_reaches_what_its_authors_code_does(embed, shared_data, edges, lab
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("graph", [{"rmat": {"scale": 18}}, {"rmat": {"scale": 16, "edge_factor": 64}}])
+@pytest.mark.parametrize(
+    "graph",
+    [
+        {"rmat": {"scale": 18}},
+        {"rmat": {"scale": 16, "edge_factor": 64}},
+        {"rmat": {"scale": 18}, "partition": "label_propagation"},
+    ],
+)
 def test_the_plans_memory_is_within_15_percent_of_the_measured(embed, ranks, graph):
     config = {"graph": graph, "execution": {"checkpoint_every": 0}}
     ended, run = embed(ranks, config)
     assert ended.status == 0, ended.stderr
     planned = footprint(EmbedConfig.model_validate(config), ranks).fullest.peak_bytes
     assert planned == pytest.approx(read_run(run.path).summary["peak_bytes"], rel=0.15)
+
+
+def test_leaves_of_the_facebook_graph_keep_its_classes(embed, shared_data):
+    """Card of the partitioned method, check 3: four leaves and their border within 4 points of one leaf."""
+    csv = {"delimiter": ",", "header_lines": 1}
+    sections = {
+        "graph": {"path": str(shared_data("graphs/kc_facebook_edges.csv")), "duplicates": "one", **csv},
+        "eval": classification(shared_data("graphs/kc_facebook_target.csv"), C=1.0, **csv),
+    }
+    embedding = {"method": "partitioned", "dim": 128}
+    one, _ = scores(embed, 1, embedding=embedding, **sections)
+    four, _ = scores(embed, 2, embedding={**embedding, "leaves": {"entries": 90_000}}, **sections)
+    assert four == pytest.approx(one, abs=4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [("rows", 40_000), ("label_propagation", 15_500), ("metis", 6_500)]
+)
+def test_dblps_rows_need_less_of_others_beside_their_neighbours(embed, shared_data, kind, most):
+    """On 4 ranks, of 51,264 nodes: what a power sends is dim numbers of 4 bytes a row."""
+    graph = {"path": str(shared_data("graphs/prone_dblp.ungraph")), "duplicates": "one", "partition": kind}
+    ended, run = embed(4, {"graph": graph, "embedding": {"dim": 16}, "execution": {"checkpoint_every": 0}})
+    assert ended.status == 0, ended.stderr
+    [rows] = {each / (16 * 4) for each in read_run(run.path).streams["halo_bytes"]["value"].tolist()}
+    print(f"{kind}: {rows:,.0f} halo rows")
+    assert 5_000 < rows < most

@@ -108,7 +108,7 @@ def test_a_graph_that_cannot_be_is_refused(keys, sentence):
             "0.25 of dim=10 columns is no whole number of them",
         ),
         ({"features": "f.npy"}, "embedding.features and a feature_ratio above 0 go together"),
-        ({"method": "pron"}, "embedding.method=pron: there is fastrp, prone, randne"),
+        ({"method": "pron"}, "embedding.method=pron: there is fastrp, partitioned, prone, randne"),
         ({"projection": {"s": 0.5}}, "embedding.projection.s=0.5: a number of at least 1, or sqrt_n"),
     ],
 )

@@ -77,7 +77,12 @@ def test_powers_of_other_settings_are_refused(embed, before, tmp_path):
 
 @pytest.mark.parametrize(
     "sections",
-    [{"embedding": {"method": "randne"}}, {"execution": {"overlap": True}}, {"execution": {"wire": "bf16"}}],
+    [
+        {"embedding": {"method": "randne"}},
+        {"execution": {"overlap": True}},
+        {"execution": {"wire": "bf16"}},
+        {"graph": {"rmat": {"scale": 4}, "partition": "metis"}},
+    ],
 )
 def test_powers_are_kept_only_where_rows_are_the_same_whoever_computes_them(sections):
     with pytest.raises(
@@ -90,3 +95,15 @@ def test_an_update_is_the_same_run_as_one_in_full(tmp_path):
     wanted = config(tmp_path / "edges.txt", RING, "runs/before")
     updated, full = (EmbedConfig.model_validate(wanted | {"execution": e}) for e in ({"update_of": "x"}, {}))
     assert mathematics(updated) == mathematics(full)
+
+
+@pytest.mark.parametrize(
+    "sections", [{"execution": {"wire": "bf16"}}, {"graph": {"rmat": {"scale": 4}, "partition": "metis"}}]
+)
+def test_leaves_take_rows_where_they_are(sections):
+    with pytest.raises(
+        ValueError, match=r"method=partitioned takes graph.partition=rows, execution.wire=fp32"
+    ):
+        EmbedConfig.model_validate(
+            {"graph": {"rmat": {"scale": 4}}, "embedding": {"method": "partitioned"}, **sections}
+        )
