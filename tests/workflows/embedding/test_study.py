@@ -12,9 +12,9 @@ from tests.workflows.embedding.conftest import vectors
 from workflows.study import read_study
 
 
-def run_study(isoflop, tmp_path, *overrides: str) -> dict:
+def run_study(isoflop, tmp_path, *overrides: str, name: str = "embedding") -> dict:
     sets = [each for override in overrides for each in ("--set", override)]
-    args = (ROOT / "studies" / "embedding.yaml", "--set", f"runs_dir={tmp_path}/runs", *sets)
+    args = (ROOT / "studies" / f"{name}.yaml", "--set", f"runs_dir={tmp_path}/runs", *sets)
     done = isoflop("run", *args, "--json", timeout_s=500)
     assert done.status == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
@@ -48,12 +48,21 @@ def test_a_study_of_ranks_gives_one_result_and_the_law_of_its_times(isoflop, tmp
 @pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_study_of_a_real_graph_on_1_2_and_4_ranks(isoflop, tmp_path, shared_data):
-    path = shared_data("graphs/prone_dblp.ungraph")
-    graph = f"base.graph={{path: {path}}}"
-    told = run_study(isoflop, tmp_path, graph)
-    check(
-        read_study(ROOT / "studies" / "embedding.yaml", [f"runs_dir={tmp_path}/runs", graph]), told, [1, 2, 4]
-    )
+    graph = f"base.graph.path={shared_data('graphs/prone_dblp.ungraph')}"
+    told = run_study(isoflop, tmp_path, graph, name="embedding_file")
+    study = read_study(ROOT / "studies" / "embedding_file.yaml", [f"runs_dir={tmp_path}/runs", graph])
+    check(study, told, [1, 2, 4])
+
+
+def test_a_study_of_a_file_that_is_not_there_is_a_sentence(isoflop, tmp_path):
+    for verb in ("plan", "run"):
+        done = isoflop(
+            verb, ROOT / "studies" / "embedding_file.yaml", "--set", f"runs_dir={tmp_path}/runs",
+            "--set", f"base.graph.path={tmp_path}/edges.txt",
+        )  # fmt: skip
+        assert done.status == 2
+        assert f"graph.path: {tmp_path}/edges.txt: No such file or directory" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_billion_edges_are_planned_without_touching_one(isoflop):
