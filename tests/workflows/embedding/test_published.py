@@ -96,6 +96,7 @@ def test_leaves_of_the_facebook_graph_keep_its_classes(embed, shared_data):
     embedding = {"method": "partitioned", "dim": 128}
     one, _ = scores(embed, 1, embedding=embedding, **sections)
     four, _ = scores(embed, 2, embedding={**embedding, "leaves": {"entries": 90_000}}, **sections)
+    print(f"micro-F1 at 10 %: {one:.2f} as one leaf, {four:.2f} as leaves of 90,000 entries")
     assert four == pytest.approx(one, abs=4)
 
 
