@@ -115,7 +115,7 @@ def _reading_bytes(config: EmbedConfig, graph: Survey, ranks: int) -> float:
 def _leaf_bytes(config: EmbedConfig, graph: Survey) -> float:
     """Return what a rank holds to embed a leaf: its entries as sent and as arrived, two matrices, a product.
 
-    The whole was 9 % above the measured peak of two ranks on an R-MAT graph of 6.2 million entries, in two leaves.
+    The whole was 9 % above the measured peak of two ranks on an R-MAT graph of 6.2 million entries, in leaves of 4.
     """
     entries = min(config.embedding.leaves.entries, graph.nnz)
     nodes, dim = min(entries, graph.nodes), config.embedding.dim
