@@ -18,10 +18,7 @@ from analysis.uncertainty import LEAST_INSIDE, STEP, psi
 Floats = NDArray[np.float64]
 EXACT = 1e-12
 """Root mean square of residuals that rounding alone may leave: then there is nothing to be unsure about."""
-ROUNDS = 20
-"""Searches for an end, each along the axes of where the one before ended."""
-SAME_END = 1e-7
-"""Relative difference of two searches' ends from which on they are one."""
+MOST_STEPS = 200
 ON_THE_LINE = 1e-3
 """Part of the allowed rise that an end may miss."""
 LARGEST = 1e200
@@ -68,22 +65,20 @@ class _Hill:
 
     def end(self, side: int) -> float:
         """Return the parameter's least (side -1) or greatest value on the line, infinite where bounds come first."""
-        at, reached = self.theta, -np.inf
-        for _ in range(ROUNDS):
-            at = self.search(at, side)
-            before, reached = reached, side * self.measure(at)[0]
-            if abs(reached - before) <= SAME_END * (1 + abs(reached)):
-                break
+        at = self.search(side)
         rise, _ = self.rise(at)
-        if rise > 1 + ON_THE_LINE:
-            raise NotConvergedError(
-                f"{self.problem.law.name}: the profile of {self.name} stopped at {rise:.3g} times the allowed rise"
-            )
-        return self.value(at) if rise > 1 - ON_THE_LINE else side * float("inf")
+        if abs(rise - 1) <= ON_THE_LINE:
+            return self.value(at)
+        low, high = self.bounds
+        if rise < 1 and (np.isclose(at, low) | np.isclose(at, high))[low < high].any():
+            return side * float("inf")
+        raise NotConvergedError(
+            f"{self.problem.law.name}: the profile of {self.name} stopped at {rise:.3g} times the allowed rise"
+        )
 
-    def search(self, at: Floats, side: int) -> Floats:
-        """Return the farthest place to that side which sequential quadratic programming finds from here."""
-        axes, (low, high) = self.axes(at), self.bounds
+    def search(self, side: int) -> Floats:
+        """Return the farthest place to that side that sequential quadratic programming finds."""
+        at, axes, (low, high) = self.theta, self.axes, self.bounds
 
         def place(z: Floats) -> Floats:
             return np.asarray(np.clip(at + axes @ z, low, high))
@@ -105,13 +100,14 @@ class _Hill:
             },
         ]
         start = np.zeros(axes.shape[1])
-        options = {"maxiter": 200, "ftol": 1e-12}
+        options = {"maxiter": MOST_STEPS, "ftol": 1e-12}
         found = minimize(away, start, jac=True, method="SLSQP", constraints=constraints, options=options)
         return place(found.x)
 
-    def axes(self, at: Floats) -> Floats:
-        """Return directions, (P, free); a step of one along any of them raises the objective by about the allowed."""
-        low, high = self.bounds
+    @cached_property
+    def axes(self) -> Floats:
+        """Directions, (P, free); a step of one along any of them raises the objective by about the allowed."""
+        at, (low, high) = self.theta, self.bounds
         free = np.flatnonzero(low < high)
         residual, slopes = self.problem.residual(at[None])
         pull, bend = psi(self.problem, residual, self.delta)

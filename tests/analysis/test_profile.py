@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import fit, laws
-from analysis.errors import DataError
+from analysis.errors import DataError, NotConvergedError
 from analysis.fitting import profile_of
 from analysis.profile import profile
 from tests.analysis.studies import study, typical
@@ -64,6 +64,16 @@ def test_an_exact_fit_is_sure_of_everything():
     found = fit("chinchilla", points, bootstrap=0)
     low, high = profile_of(found, points, "A")
     assert low == high == pytest.approx(found.params["A"])
+
+
+def test_an_end_that_is_not_reached_is_an_error(monkeypatch):
+    monkeypatch.setattr("analysis.profile.MOST_STEPS", 1)
+    points = study(1, noise=0.01)
+    found = fit("chinchilla", points, delta=1.0, bootstrap=0)
+    with pytest.raises(
+        NotConvergedError, match=r"^chinchilla: the profile of A stopped at .* times the allowed rise"
+    ):
+        profile_of(found, points, "A")
 
 
 def test_what_has_no_profile_is_refused():
