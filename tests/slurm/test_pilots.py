@@ -348,7 +348,7 @@ def test_a_driver_that_could_not_be_detached_does_not_start(
     (tmp_path / "bin" / "setsid").write_text("#!/bin/sh\necho what is setpriv? >&2; exit 1\n")
     (tmp_path / "bin" / "setsid").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    done = isoflop("run", small, "--site", "loopback")
+    done = isoflop("run", small, "--site", "loopback", timeout_s=30)
     assert (done.status, done.stdout) == (3, "")
     assert done.stderr.endswith("what is setpriv?; a newer util-linux is needed\n")
     assert asked(fake_slurm) == 0
