@@ -171,6 +171,7 @@ def test_stop_ends_the_ranks_and_the_run_counts_as_interrupted(run):
     thread.start()
     pids = _wait_for_ranks(run)
     assert run.state() == "running"
+    assert stat.S_IMODE((run.path / "rank0").stat().st_mode) == 0o600, "whatever a rank makes is its user's"
     stop.set()
     thread.join(30)
     assert ended[0].code == 130

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from launch.attempt import Step, explain, run_attempt
-from launch.rundir import ExitRecord, RunDir, make_private, write_exit
+from launch.rundir import ExitRecord, RunDir, make_private, write_exit, write_private
 from slurm.client import Client
 from slurm.errors import RefusedError, UnreachableError
 from slurm.states import describe
@@ -360,16 +360,15 @@ HASTY = "import workflows.parsl_pilots as p; p.HEARTBEAT_S, p.SILENCE_S = 1, 4; 
 
 @pytest.fixture
 def processes(fake_slurm) -> Iterator[Callable[[str], list[int]]]:
-    """Return `find(word)`: processes of this test that have a word in their command; all of them end with it."""
+    """Return `find(word)`: processes of this test with a word in command or environment; all of them end with it."""
 
     def find(word: str = "") -> list[int]:
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                mine = f"FAKE_SLURM={fake_slurm.file}".encode() in (entry / "environ").read_bytes().split(
-                    b"\0"
-                )
-                if mine and word.encode() in (entry / "cmdline").read_bytes():
+                held = (entry / "environ").read_bytes().split(b"\0")
+                mine = f"FAKE_SLURM={fake_slurm.file}".encode() in held
+                if mine and (word.encode() in held or word.encode() in (entry / "cmdline").read_bytes()):
                     found.append(int(entry.name))
         return found
 
@@ -401,6 +400,31 @@ def test_an_allocation_ends_itself_when_its_driver_falls_silent(small, study, fa
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     wait_for(lambda: not processes("process_worker_pool"), "the end of the allocation")
+
+
+@pytest.mark.full
+def test_a_lost_allocation_is_heard_of_from_the_scheduler(small, study, fake_slurm, processes):
+    """Parsl alone would notice after its heartbeats' silence, which is long here."""
+    fake_slurm.say(sbatch=["starts"], srun=["0", "hang"])
+    patient = HASTY.replace("= 1, 4", "= 10, 1000")
+    driver = subprocess.Popen(
+        [sys.executable, "-c", patient, "run", str(small), "--site", "loopback"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(lambda: len(fake_slurm.calls("srun")) > 1, "an attempt in the allocation")
+    [run] = [RunDir(path.parent) for path in small.parent.glob("runs/small/*/attempt-001.out")]
+    write_private(run.provenance, json.dumps({"1": {"environment": {"SLURM_JOB_ID": "7"}}}))
+    fake_slurm.say(sbatch=["starts"], srun=["finish"])
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # all at once, as the loss of a node
+        for pid in processes("SLURM_JOB_ID=7"):
+            os.kill(pid, number)
+    driver.wait(timeout=60)
+    assert run.exit_record(1).cause.startswith("allocation 7 ")
+    assert (run.exit_record(1).code, run.exit_record(2).code) == (75, 0)
+    assert len(list(small.parent.glob("runs/small/*/attempt-*.exit.json"))) == 3
 
 
 @pytest.mark.full
@@ -456,6 +480,7 @@ def test_a_driver_that_is_ended_with_all_of_its_group_leaves_no_process(small, s
         time.sleep(0.1)
     children = interchanges(driver.pid)
     assert len(children) == 1
+    assert os.getpgid(children[0]) != driver.pid, "a terminal's Ctrl-C does not reach it"
     os.killpg(driver.pid, number)
     assert driver.wait(timeout=60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
     assert (fake_slurm.jobs() == []) == (number == signal.SIGINT), "only the dead cannot cancel"

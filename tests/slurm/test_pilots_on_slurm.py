@@ -82,8 +82,10 @@ def test_a_study_shares_an_allocation_and_outlives_the_loss_of_a_node(
 ):
     process = driver(*ACROSS, *PAIR)
     run = cluster.until(lambda: committed(small))
+    held = json.loads(run.provenance.read_text())["1"]
+    node = next(host for host, ranks in held["hosts"].items() if 1 in ranks)
+    os.kill(held["pids"][1], signal.SIGSTOP)  # so that the run does not end before its node is lost
     assert isoflop("run", small, "--site", "loopback").status == 3, "a second driver refuses"
-    node = hosts(run, 1)[1]
     cluster.call(CLUSTER, "lose", cluster.directory, node)
     try:
         stdout, stderr = process.communicate(timeout=200)
