@@ -404,11 +404,12 @@ def test_an_allocation_ends_itself_when_its_driver_falls_silent(small, study, fa
 
 @pytest.mark.full
 def test_a_lost_allocation_is_heard_of_from_the_scheduler(small, study, fake_slurm, processes):
-    """Parsl alone would notice after its heartbeats' silence, which is long here."""
+    """Parsl alone would notice after its heartbeats' silence, long here, and till then use the node that stood idle."""
     fake_slurm.say(sbatch=["starts"], srun=["0", "hang"])
     patient = HASTY.replace("= 1, 4", "= 10, 1000")
+    wide = ("--set", "sweep.grid={}", "--set", "pilots={nodes: 2}")
     driver = subprocess.Popen(
-        [sys.executable, "-c", patient, "run", str(small), "--site", "loopback"],
+        [sys.executable, "-c", patient, "run", str(small), "--site", "loopback", *wide],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -424,7 +425,6 @@ def test_a_lost_allocation_is_heard_of_from_the_scheduler(small, study, fake_slu
     driver.wait(timeout=60)
     assert run.exit_record(1).cause.startswith("allocation 7 ")
     assert (run.exit_record(1).code, run.exit_record(2).code) == (75, 0)
-    assert len(list(small.parent.glob("runs/small/*/attempt-*.exit.json"))) == 3
 
 
 @pytest.mark.full
