@@ -172,6 +172,17 @@ def test_a_wait_may_have_its_own_limit(world: World):
         dist.barrier()
 
 
+def test_an_operation_may_have_its_own_limit(world: World):
+    options = dist.BarrierOptions()
+    options.timeout = timedelta(seconds=0.2)
+    with world.meeting_after():
+        if world.rank == 0:
+            with pytest.raises(OperationTimeoutError, match=r"not done after 0\.2 s"):
+                dist.group.WORLD.barrier(options).wait()
+    if world.rank:
+        dist.barrier()
+
+
 def test_a_future_ends_with_the_time_out(world: World):
     group = dist.new_group(timeout=timedelta(seconds=LIMIT_S))
     with world.meeting_after():

@@ -73,6 +73,22 @@ def test_a_group_destroyed_with_work_under_way_harms_nobody(world: World):
     assert _sum_of_ones() == world.size
 
 
+def test_memory_outlives_a_group_while_mpi_may_write_into_it(world: World):
+    group, tensor = dist.new_group(), torch.ones(100_000)
+    memory = weakref.ref(tensor)
+    with world.meeting_after():
+        if world.rank == 0:
+            dist.all_reduce(tensor, group=group, async_op=True)
+            dist.destroy_process_group(group)
+            del tensor
+            gc.collect()
+            assert memory() is not None
+    if world.rank:
+        dist.all_reduce(tensor, group=group)
+        dist.destroy_process_group(group)
+    assert _sum_of_ones() == world.size
+
+
 def test_a_group_knows_its_name_after_its_end(world: World):
     group = dist.new_group(group_desc="mesh_tp")
     name = group.group_name
