@@ -86,10 +86,8 @@ class HaloPlan:
         direct = self.dtype == torch.float32
         received = halo if direct else torch.empty(halo.shape, dtype=self.dtype)
         row = MPI.BYTE.Create_contiguous(columns * self.dtype.itemsize).Commit()
-        request = (
-            MPI.REQUEST_NULL
-        )  # nobody needs anything, on one rank say: MPI would take a millisecond to find out
-        if self._largest:
+        request = MPI.REQUEST_NULL
+        if self._largest:  # else nobody needs a row, as on one rank, and MPI would take long to find that out
             request = self._comm.Ineighbor_alltoallv(
                 [_bytes(packed), (self._send, _starts(self._send)), row],
                 [_bytes(received), (self._receive, _starts(self._receive)), row],

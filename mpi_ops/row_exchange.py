@@ -66,9 +66,8 @@ class RowExchange:
         self, leaving: NDArray[Numbers], sent: Counts, arriving: NDArray[Numbers], received: Counts
     ) -> None:
         row_bytes = leaving.itemsize * int(np.prod(leaving.shape[1:]))
-        row = MPI.BYTE.Create_contiguous(
-            row_bytes
-        ).Commit()  # counts of rows fit where those of bytes may not
+        # Counts of rows fit where those of bytes may not.
+        row = MPI.BYTE.Create_contiguous(row_bytes).Commit()
         self._comm.Alltoallv(
             [leaving, (sent, _starts(sent)), row], [arriving, (received, _starts(received)), row]
         )

@@ -24,6 +24,7 @@ from parsl.executors import MPIExecutor, ThreadPoolExecutor
 from parsl.jobs.states import JobStatus
 from parsl.launchers import SimpleLauncher
 from parsl.providers.base import ExecutionProvider
+from parsl.providers.errors import SubmitException
 
 from launch.attempt import GRACE_S, INTERRUPTED, Step
 from launch.bootstrap import REQUEUE
@@ -58,9 +59,9 @@ class _NoProvider(ExecutionProvider):
         self.mem_per_node: float | None = None
         self.launcher = SimpleLauncher()
 
-    def submit(self, command: str, tasks_per_node: int, job_name: str = "") -> object:
-        """Refuse: nothing asks."""
-        raise NotImplementedError(f"{job_name}: allocations are asked for by the fleet, never by Parsl")
+    def submit(self, command: str, tasks_per_node: int, job_name: str = "") -> object:  # noqa: ARG002
+        """Refuse as Parsl wants to hear it. Its executor, which may have no blocks, never asks."""
+        raise SubmitException(job_name, "the fleet asks for allocations")  # type: ignore[no-untyped-call]
 
     def status(self, _job_ids: Sequence[object]) -> Sequence[JobStatus]:
         """Know of none."""

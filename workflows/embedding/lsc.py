@@ -13,7 +13,7 @@ from typing import Any
 from workflows.embedding.arrays import mapped, pieces, whole_numbers
 from workflows.embedding.config import GraphConfig
 from workflows.embedding.errors import GraphError
-from workflows.embedding.ogb import load_pt
+from workflows.embedding.ogb import read_saved
 from workflows.embedding.text import Edges
 
 KINDS = ("paper", "author", "institution")
@@ -42,7 +42,7 @@ def size(graph: GraphConfig) -> tuple[int, int]:
     """Return (nodes, edges), from the head of each file. Raises GraphError."""
     root = Path(graph.path or "")
     if _is_wiki(root):
-        return int(load_pt(root / "meta.pt")["num_entities"]), len(_triples(root))
+        return int(read_saved(root / "meta.pt")["num_entities"]), len(_triples(root))
     paths = [root / "processed" / relation / "edge_index.npy" for relation in graph.relations]
     used = {
         kind for relation in graph.relations for kind in (relation.split("___")[0], relation.split("___")[2])
@@ -65,7 +65,7 @@ def _triples(root: Path) -> Any:
 
 
 def _counts(root: Path) -> dict[str, int]:
-    held = load_pt(root / "meta.pt")
+    held = read_saved(root / "meta.pt")
     if missing := [kind for kind in KINDS if kind not in held]:
         raise GraphError(
             f"{root / 'meta.pt'}: says nothing of {missing[0]}; it is neither MAG240M nor WikiKG90Mv2"

@@ -2,9 +2,10 @@
 
 ```
 raw/    edge.csv.gz, num-node-list.csv.gz, node-label.csv.gz      or data.npz, node-label.npz
-split/NAME/    {train,valid,test}.csv.gz, a node a line           or {valid,test}.pt, arrays of edges
+split/NAME/    {train,valid,test}.csv.gz, a node a line           or {valid,test}.npz, arrays of edges
 ```
-Of the large-scale challenge, MAG240M's `split_dict.pt` and labels; its graphs are read by `lsc`.
+Of the large-scale challenge, MAG240M's `split_dict.npz` and labels; its graphs are read by `lsc`. OGB has a `.pt` in
+the place of each such `.npz`, a pickle, which its user makes an `.npz` first.
 
 What is to be scored becomes one HDF5 file for the ranks:
 
@@ -18,6 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,11 @@ Ids = NDArray[np.int64]
 SPLITS = ("train", "valid", "test")
 LINKS = ("edge", "edge_neg", "source_node", "target_node", "target_node_neg")
 """What a split of edges may hold that is scored."""
+CONVERT = (
+    "import sys, numpy, torch; held = torch.load(sys.argv[1], weights_only=False); "
+    "numpy.savez(sys.argv[2], **{str(key): numpy.asarray(value) for key, value in held.items()})"
+)
+"""For users to run on a .pt that they trust."""
 
 
 def edge_file(path: str) -> Path:
@@ -101,24 +109,19 @@ def prepare_task(graph: GraphConfig, wanted: OgbConfig, n_nodes: int, cache_dir:
     _write(task_path(graph, wanted, cache_dir), parts, keys)
 
 
-def load_pt(path: Path) -> dict[str, Any]:
-    """Return what torch saved, of arrays and numbers alone. Raises GraphError."""
-    import torch
+def read_saved(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays that OGB saved as `path`, a .pt, from the .npz beside it: a .pt is a pickle, and not opened.
 
-    made = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    kinds = [type(np.dtype(kind)) for kind in ("i2", "i4", "i8", "u1", "f2", "f4", "f8", "?")]
-    names = [(made, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
-    try:
-        with torch.serialization.safe_globals([np.ndarray, np.dtype, made, scalar, *names, *kinds]):
-            held = torch.load(path, weights_only=True)
-    except OSError as error:
-        raise GraphError(f"{path}: {error.strerror or error}") from None
-    except Exception as error:  # whatever a file may hold: it is read without running any of it
+    Raises:
+        GraphError: there is no .npz, or it holds no arrays; where there is a .pt, the command that turns it into one.
+    """
+    arrays = path.with_suffix(".npz")
+    if path.exists() and not arrays.exists():
         raise GraphError(
-            f"{path}: holds more than arrays and numbers ({str(error).splitlines()[0]})"
-        ) from None
-    return {str(key): np.asarray(value) for key, value in held.items()}
+            f"{path}: is a pickle, which could run anything, and is not opened; if you trust it, run once: "
+            + shlex.join(["python", "-c", CONVERT, str(path), str(arrays)])
+        )
+    return _npz(arrays)
 
 
 def _nodes(root: Path, wanted: OgbConfig) -> dict[str, dict[str, NDArray[Any]]]:
@@ -149,12 +152,12 @@ def _challenge(root: Path) -> dict[str, dict[str, NDArray[Any]]]:
         labels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise GraphError(f"{path}: cannot be read as an array ({error})") from None
-    split = load_pt(root / "split_dict.pt")
+    split = read_saved(root / "split_dict.pt")
     return {name: _labelled(split[name], labels) if name in split else {} for name in SPLITS[:2]}
 
 
 def _links(path: Path) -> dict[str, NDArray[Any]]:
-    return {key: value.astype(np.int64) for key, value in load_pt(path).items() if key in LINKS}
+    return {key: value.astype(np.int64) for key, value in read_saved(path).items() if key in LINKS}
 
 
 def _split(root: Path, wanted: OgbConfig) -> Path:
@@ -179,9 +182,9 @@ def _csv(path: Path, kind: type[np.generic]) -> NDArray[Any]:
 
 def _npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
             return {key: held[key] for key in held if not key.startswith("node_feat")}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise GraphError(f"{path}: cannot be read as arrays ({error})") from None
 
 

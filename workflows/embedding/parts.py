@@ -106,9 +106,8 @@ def _metis(rows: list[tuple[NDArray[np.int64], NDArray[Any]]], parts: int) -> Pa
     row = np.repeat(np.arange(n), counts)
     other = row != columns
     ends = np.stack([row[other], columns[other].astype(np.int64)])
-    pairs = np.unique(
-        np.concatenate([ends[0] * n + ends[1], ends[1] * n + ends[0]])
-    )  # METIS takes both directions
+    # METIS takes both directions.
+    pairs = np.unique(np.concatenate([ends[0] * n + ends[1], ends[1] * n + ends[0]]))
     starts = np.searchsorted(pairs, np.arange(n + 1) * n)
     adjacency = pymetis.CSRAdjacency(starts, pairs % n)
     options = pymetis.Options(seed=SEED, ufactor=round(1000 * BALANCE))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,7 +88,7 @@ LABELS = np.arange(ogb_layouts.NODES)[:, None] % 2
         (lambda p: ogb_layouts.packed(p / "split" / "time" / "test.csv.gz", [60]), {"metric": "accuracy"},
          "node 60 is in a split, but labels are of nodes 0 to 59"),
         (lambda p: None, {"metric": "accuracy", "split": "species"}, "eval.ogb.split=species: "),
-        (lambda p: None, {"metric": "hits"}, "valid.pt: No such file"),
+        (lambda p: None, {"metric": "hits"}, "valid.npz: cannot be read as arrays ([Errno 2] No such file"),
     ],
 )  # fmt: skip
 def test_a_directory_that_is_not_whole_is_named(tmp_path, spoil, task, sentence):
@@ -113,16 +116,41 @@ class Foreign:
             {"edge": np.array([[0, 1]]), "edge_neg": np.array([[0, 60]])},
             "split valid names node 60; ids are 0 to 59",
         ),
-        ({"edge": Foreign()}, "valid.pt: holds more than arrays and numbers"),
+        ({"edge": np.array([Foreign()])}, "valid.npz: cannot be read as arrays (Object arrays"),
     ],
 )
 def test_a_split_of_links_that_cannot_be_scored_is_named(tmp_path, capsys, saved, sentence):
     ogb_layouts.link_task(tmp_path / "data")
-    torch.save(saved, tmp_path / "data" / "split" / "time" / "valid.pt")
+    np.savez(tmp_path / "data" / "split" / "time" / "valid.npz", **saved)
     with pytest.raises(GraphError) as caught:
         prepare(wanted(tmp_path / "data", "hits"), tmp_path / "cache")
     assert sentence in str(caught.value)
     assert "executed" not in capsys.readouterr().out
+
+
+def test_a_pickle_is_not_opened_and_becomes_arrays_by_the_command_that_is_told(tmp_path, capfd):
+    split = ogb_layouts.link_task(tmp_path / "data")
+    place = tmp_path / "data" / "split" / "time"
+    (place / "valid.npz").unlink()
+    as_ogb = split["valid"] | {"edge": torch.from_numpy(split["valid"]["edge"]), "year": np.int64(2016)}
+    torch.save(as_ogb | {"other": Foreign()}, place / "valid.pt")
+    with pytest.raises(GraphError, match="is a pickle") as caught:
+        prepare(wanted(tmp_path / "data", "hits"), tmp_path / "cache")
+    assert "executed" not in capfd.readouterr().out
+    torch.save(as_ogb, place / "valid.pt")
+    told = shlex.split(str(caught.value).partition("run once: ")[2])
+    subprocess.run([sys.executable, *told[1:]], check=True, timeout=60)
+    prepare(wanted(tmp_path / "data", "hits"), tmp_path / "cache")
+    with np.load(place / "valid.npz", allow_pickle=False) as held:
+        assert all(np.array_equal(held[key], value) for key, value in split["valid"].items())
+
+
+def test_arrays_that_are_cut_short_are_named(tmp_path):
+    ogb_layouts.link_task(tmp_path / "data")
+    path = tmp_path / "data" / "split" / "time" / "valid.npz"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(GraphError, match=r"valid\.npz: cannot be read as arrays"):
+        prepare(wanted(tmp_path / "data", "hits"), tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
