@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from mpi_ops.layout import Axis, ParallelLayout
@@ -21,11 +22,10 @@ class Mesh:
     """Ranks with the other slices of the same matrices."""
     cp: dist.ProcessGroup | None
     """Ranks with the other stretches of the same sequences."""
-    pp: dist.ProcessGroup | None
-    """Ranks with the other layers."""
-    pp_back: dist.ProcessGroup | None
-    """The same ranks, for what goes to lower ones: NCCL carries the messages of two ranks in a group in one order,
-    so a receive that waits there would hold up what its sender waits for."""
+    pp: Mapping[tuple[int, int], dist.ProcessGroup]
+    """The ranks with the layers before and after, as (sender, receiver) by their places along pp: a group of the two
+    for each way. NCCL does what a rank asks of a group one after another, so that among the messages of others, or
+    of the other way, a receive that waits would hold up what its sender waits for."""
     data: dist.ProcessGroup | None
     """Ranks with the same weights and other tokens: along dp and cp together; gradients are reduced here."""
     ep: dist.ProcessGroup | None
@@ -67,9 +67,9 @@ def make_mesh(layout: ParallelLayout, timeout_s: float = 600.0) -> Mesh:
     rank, timeout = dist.get_rank(), timedelta(seconds=timeout_s)
     layout.check(dist.get_world_size())
     here = layout.coords(rank)
-    lines = {axis: _line(layout, rank, (axis,)) for axis in ("tp", "cp", "pp")}
-    data = _line(layout, rank, ("dp", "cp"))
-    groups = {name: _group(line, name, timeout) for name, line in {**lines, "data": data}.items()}
+    data, pipeline = _line(layout, rank, ("dp", "cp")), _line(layout, rank, ("pp",))
+    lines = {"tp": _line(layout, rank, ("tp",)), "cp": _line(layout, rank, ("cp",)), "data": data}
+    groups = {name: _group(line, name, timeout) for name, line in lines.items()}
     groups |= {"ep": None, "experts": groups["data"]}
     if layout.ep > 1:
         share, place = divmod(here["dp"], layout.ep)
@@ -86,16 +86,14 @@ def make_mesh(layout: ParallelLayout, timeout_s: float = 600.0) -> Mesh:
     ends = None
     if layout.pp > 1:
         at_end = here["pp"] in (0, layout.pp - 1)
-        # torch names a group by its ranks and by how many groups a rank has made: all must make as many.
-        made = _new_group((lines["pp"][0], lines["pp"][-1]) if at_end else (rank,), "ends", timeout)
+        made = _new_group((pipeline[0], pipeline[-1]) if at_end else (rank,), "ends", timeout)
         ends = made if at_end else None
     return Mesh(
         layout,
         rank,
         tp=groups["tp"],
         cp=groups["cp"],
-        pp=groups["pp"],
-        pp_back=_group(lines["pp"], "pp", timeout),
+        pp=_links(pipeline, here["pp"], timeout),
         data=groups["data"],
         ep=groups["ep"],
         experts=groups["experts"],
@@ -116,11 +114,49 @@ def _line(layout: ParallelLayout, rank: int, axes: Iterable[Axis]) -> list[int]:
     ]
 
 
+def _links(line: list[int], place: int, timeout: timedelta) -> dict[tuple[int, int], dist.ProcessGroup]:
+    """Return the groups of this rank and each of its neighbours on the ring of `line`, one for each way.
+
+    Cost: a message of one number each, over NCCL only.
+    """
+    links = {}
+    for pairs in ring_pairs(len(line)):
+        pair = next((pair for pair in pairs if place in pair), None)
+        for way in (1, -1):
+            made = _new_group([line[end] for end in pair] if pair else [line[place]], "pp", timeout)
+            if pair:
+                sender, receiver = pair[::way]
+                links[sender, receiver] = made
+                _open(made, place == sender, int(place == min(pair)))
+    return links
+
+
+def _open(link: dist.ProcessGroup, sends: bool, peer: int) -> None:
+    """Send a first message over a link where NCCL carries them: it connects two ranks only then and holds each up
+    until the other comes, which here is at once, and not in the middle of a schedule."""
+    if dist.get_backend(link) == "nccl":
+        nothing = torch.zeros(1, device=torch.device("cuda", torch.cuda.current_device()))
+        if sends:
+            dist.send(nothing, group=link, group_dst=peer)
+        else:
+            dist.recv(nothing, group=link, group_src=peer)
+
+
+def ring_pairs(n: int) -> list[list[tuple[int, int]]]:
+    """Return the pairs of neighbours on a ring of `n`, in rounds in which nobody is in two."""
+    pairs = [(i, (i + 1) % n) for i in range(n if n > 2 else n - 1)]
+    alone = pairs[-1:] if n % 2 else []
+    even = pairs[: len(pairs) - len(alone)]
+    return [pairs for pairs in (even[::2], even[1::2], alone) if pairs]
+
+
 def _group(ranks: list[int], name: str, timeout: timedelta) -> dist.ProcessGroup | None:
     return _new_group(ranks, name, timeout) if len(ranks) > 1 else None
 
 
 def _new_group(ranks: Iterable[int], name: str, timeout: timedelta) -> dist.ProcessGroup:
+    """Return a group of this rank and others. All ranks of the world must make as many groups, in one order: torch
+    counts them to name them, and NCCL splits the world's communicator, at which all ranks meet."""
     group: dist.ProcessGroup = dist.new_group(
         list(ranks), timeout=timeout, use_local_synchronization=True, group_desc=name
     )

@@ -1,8 +1,8 @@
 """Runs a pipeline schedule on the stages that one rank holds; who sends what to whom follows from the schedule.
 
 Every rank knows every rank's list of actions, so a receiver knows in which order a sender's messages leave, and
-posts its receives in that order a few ahead. That needs no tags that a backend could ignore, and as all sends are
-asynchronous nothing can block for ever that the schedule's own dependencies do not.
+posts its receives in that order, on CPUs a few ahead. That needs no tags that a backend could ignore, and as all sends
+are asynchronous nothing can block for ever that the schedule's own dependencies do not.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from mpi_ops.schedule import Action
 
-LOOKAHEAD = 2
-"""Receives posted from each rank before they are needed."""
+LOOKAHEAD = {"cpu": 2}
+"""Receives posted from each rank before they are needed. On a GPU none: a posted receive runs there until the message
+comes, and whatever needs an idle GPU (a kernel's first use, new memory) waits for it, and so would what the sender
+waits for."""
 
 Stage = Callable[[Tensor | None, int], Tensor]
 """(input, or None for the first stage; microbatch) -> activations, or the loss for the last stage."""
@@ -73,7 +75,7 @@ class _PutOff(torch.autograd.Function):
 
 @dataclass(slots=True)
 class Pipeline:
-    """One rank's part in a pipeline. `schedule` and `placement` are those of all ranks of `group`.
+    """One rank's part in a pipeline. `schedule` and `placement` are those of all ranks.
 
     Cost of one run: for each microbatch one message of activations over each boundary between ranks forward, one
     of gradients backward, of the bytes of `shape`.
@@ -82,10 +84,10 @@ class Pipeline:
     stages: Mapping[int, Stage]
     schedule: Sequence[Sequence[Action]]
     placement: Sequence[Sequence[int]]
-    group: dist.ProcessGroup | None
-    """Takes what goes to higher ranks. None for a pipeline of one rank."""
-    back_group: dist.ProcessGroup | None
-    """Of the same ranks: takes what goes to lower ones."""
+    rank: int
+    """This one's place in the pipeline."""
+    links: Mapping[tuple[int, int], dist.ProcessGroup]
+    """(sender, receiver) -> the group of these two for what goes this way."""
     shape: tuple[int, ...]
     """Of the activations that travel."""
     dtype: torch.dtype
@@ -112,18 +114,14 @@ class Pipeline:
         """Number of the last stage."""
         return len(self._owner) - 1
 
-    @property
-    def _rank(self) -> int:
-        return 0 if self.group is None else self.group.rank()
-
     def run(self) -> dict[int, Tensor]:
         """Carry out this rank's actions and return the losses of the microbatches, where the last stage is here."""
-        here = self._rank
+        here = self.rank
         self.losses = {}
         self._arrivals = {rank: deque(self._messages(rank, here)) for rank in range(len(self.schedule))}
         self._posted = {rank: deque() for rank in self._arrivals}
         for rank in self._arrivals:
-            self._post(rank)
+            self._post(rank, LOOKAHEAD.get(self.device.type, 0))
         for action in self.schedule[here]:
             {"F": self._forward, "B": self._backward, "I": self._backward, "W": self._weight}[action.kind](
                 action
@@ -164,31 +162,32 @@ class Pipeline:
     def _give(self, kind: str, stage: int, microbatch: int, tensor: Tensor) -> None:
         """Hand a tensor to the rank that holds `stage`."""
         to = self._owner[stage]
-        if to == self._rank:
+        if to == self.rank:
             self._ready[kind, stage, microbatch] = tensor
         else:
             tensor = tensor.contiguous()
-            group = self.group if to > self._rank else self.back_group
-            self._sent.append((dist.isend(tensor, group=group, group_dst=to), tensor))
+            work = dist.isend(tensor, group=self.links[self.rank, to], group_dst=int(to > self.rank))
+            self._sent.append((work, tensor))
 
     def _take(self, kind: str, stage: int, microbatch: int) -> Tensor:
         """Return what was sent for `stage`, waiting for it; what arrives before it is put aside."""
         wanted = kind, stage, microbatch
         sender = self._owner[stage - 1 if kind == "x" else stage + 1]
         while wanted not in self._ready:
+            self._post(sender, 1)
             message, work, tensor = self._posted[sender].popleft()
-            self._post(sender)
+            self._post(sender, LOOKAHEAD.get(self.device.type, 0))
             work.wait()
             self._ready[message] = tensor
         return self._ready.pop(wanted)
 
-    def _post(self, sender: int) -> None:
-        """Keep LOOKAHEAD receives posted from a rank."""
+    def _post(self, sender: int, number: int) -> None:
+        """Have so many receives posted from a rank, while any are to come."""
         arrivals, posted = self._arrivals[sender], self._posted[sender]
-        while arrivals and len(posted) < LOOKAHEAD:
+        while arrivals and len(posted) < number:
             tensor = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-            group = self.group if sender < self._rank else self.back_group
-            posted.append((arrivals.popleft(), dist.irecv(tensor, group=group, group_src=sender), tensor))
+            work = dist.irecv(tensor, group=self.links[sender, self.rank], group_src=int(sender > self.rank))
+            posted.append((arrivals.popleft(), work, tensor))
 
     def _let_go(self) -> None:
         """Forget sends that are done; asking also lets MPI move those that are not."""

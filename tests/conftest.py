@@ -65,6 +65,16 @@ def mpiexec() -> Callable[..., Finished]:
 
 
 @pytest.fixture(scope="session")
+def gpus() -> int:
+    """Return how many GPUs torch sees; a skip where it sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("NO GPU HERE: this check was not made")
+    return torch.cuda.device_count()
+
+
+@pytest.fixture(scope="session")
 def faults_on_ranks(mpiexec) -> Callable[[str, int], dict[str, dict[str, str]]]:
     """Return `faults(module, ranks)`: what `tests.cases_on_ranks` found on so many ranks, which run once."""
 

@@ -29,7 +29,7 @@ def check_ranks(config: LlmConfig, ranks: int) -> None:
         if value % divisor:
             raise ValueError(f"{what} = {value} is no multiple of {divisor}, which is {by}")
     layout_of(config, ranks)  # raises what is no layout
-    for refusals in (_context, _experts, _pipeline, _sharding, _compiled):
+    for refusals in (_experts, _pipeline, _sharding, _compiled):
         for sentence in refusals(config):
             raise ValueError(sentence)
     if 1 < parallel.replicas == dp * parallel.cp:
@@ -87,12 +87,6 @@ def _divisions(config: LlmConfig, dp: int) -> Iterator[tuple[str, int, int, str]
     if parallel.cp > 1:
         yield "model.seq_len", model.seq_len, 2 * parallel.cp, "2 parallel.cp"
     yield "model.seq_len / parallel.cp", model.seq_len // parallel.cp, parallel.tp, "parallel.tp"
-
-
-def _context(config: LlmConfig) -> Iterator[str]:
-    parallel = config.parallel
-    if parallel.cp > 1 and parallel.backend == "nccl":
-        yield f"parallel.cp={parallel.cp} with backend nccl: ring attention runs on CPUs only so far"
 
 
 def _experts(config: LlmConfig) -> Iterator[str]:

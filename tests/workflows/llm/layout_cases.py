@@ -1,7 +1,8 @@
-"""Training steps under many layouts against one plain process: `layout_cases.py CASES` with a list as JSON
+"""Training steps under many layouts against one plain process: `layout_cases.py CASES [BACKEND]` with a list as JSON
 
 of `{"model": {...}, "parallel": {...}, "masked": ..., "compile": ..., "dtype": ..., "bound": ...,
-"only": [what to compare]}`. Prints `{case: what differs}` as JSON.
+"only": [what to compare]}`. Prints `{case: what differs}` as JSON. The plain process computes on a CPU, whatever the
+backend moves tensors between.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from mpi_ops.backend import MpiProcessGroup
-from mpi_ops.process_group import destroy_process_group, init_process_group
+from mpi_ops.process_group import destroy_process_group, device_of, init_process_group
 from workflows.llm.config import LlmConfig
 from workflows.llm.model import Transformer, loss
 from workflows.llm.optimizer import AdamW, clip
@@ -79,7 +80,7 @@ def gathered(model: ParallelModel, parts: dict[str, torch.Tensor]) -> Arrays:
     wholes: Arrays = {}
     counts: Arrays = {}
     saved: Arrays = {}
-    sent = [(name, model.boxes[name], part.detach().numpy().copy()) for name, part in parts.items()]
+    sent = [(name, model.boxes[name], part.detach().cpu().numpy().copy()) for name, part in parts.items()]
     for name, box, part in (piece for pieces in MPI.COMM_WORLD.allgather(sent) for piece in pieces):
         whole = wholes.setdefault(name, np.full(box.shape, np.nan, part.dtype))
         count, save = (
@@ -114,11 +115,11 @@ def groups(model: ParallelModel) -> list[MpiProcessGroup]:
     return [group for group in held if isinstance(group, MpiProcessGroup)]
 
 
-def parallel_steps(config: LlmConfig, weights: Arrays) -> Arrays:
+def parallel_steps(config: LlmConfig, weights: Arrays, device: torch.device) -> Arrays:
     """Return what the steps show, as whole arrays: losses, norms, gradients, and the weights after them."""
     comm = MPI.COMM_WORLD
     layout = layout_of(config, comm.size)
-    model = ParallelModel(config, layout)
+    model = ParallelModel(config, layout, device)
     assert {group.timeout_s for group in groups(model)} <= {60}, "a group that waits longer than the others"
     model.draw()
     drawn = Transformer(config.model, config.train.seed, model.dtype).state_dict()
@@ -140,8 +141,10 @@ def parallel_steps(config: LlmConfig, weights: Arrays) -> Arrays:
         clip(gradients.values(), norm, config.optimizer.grad_clip)
         optimizer.step(LR, gradients)
         model.experts.balance()
-        found |= {f"load {step} {layer}": load.numpy() for layer, load in enumerate(model.experts.loads)}
-        found[f"dropped {step}"] = model.experts.dropped.sum().numpy()
+        found |= {
+            f"load {step} {layer}": load.cpu().numpy() for layer, load in enumerate(model.experts.loads)
+        }
+        found[f"dropped {step}"] = model.experts.dropped.sum().cpu().numpy()
     found |= {f"bias {name}": whole for name, whole in gathered(model, model.state()).items()}
     return found | {f"weight {name}": whole for name, whole in gathered(model, model.parameters()).items()}
 
@@ -197,7 +200,9 @@ def main() -> None:
     comm = MPI.COMM_WORLD
     wanted: dict[str, Arrays] = {}
     failures: dict[str, str] = {}
-    init_process_group(comm, "mpi4py", 60)
+    backend = sys.argv[2] if len(sys.argv) > 2 else "mpi4py"
+    device = device_of(backend, comm.rank)
+    init_process_group(comm, backend, 60, device)
     for case in json.loads(sys.argv[1]):
         config = config_of(case)
         if config.train.compile:
@@ -210,7 +215,7 @@ def main() -> None:
             weights = drawn_weights(config)
             if key not in wanted:
                 wanted[key] = plain_steps(config, weights)
-            found = parallel_steps(config, weights)
+            found = parallel_steps(config, weights, device)
             shown, same = (
                 {name: array for name, array in arrays.items() if name.split()[0] in case.get("only", name)}
                 for arrays in (found, wanted[key])

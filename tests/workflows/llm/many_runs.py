@@ -16,7 +16,7 @@ from pathlib import Path
 from mpi4py import MPI  # isort: skip  (MPI comes before torch)
 from launch.bootstrap import Job
 from launch.rundir import RunDir
-from mpi_ops.process_group import destroy_process_group, init_process_group
+from mpi_ops.process_group import destroy_process_group, device_of, init_process_group
 from workflows.llm import program
 from workflows.llm.config import LlmConfig
 
@@ -53,9 +53,11 @@ def main() -> None:
         run.path.mkdir(parents=True, exist_ok=True)
         attempt = comm.bcast(run.next_attempt() if comm.rank == 0 else None)
         stop_before(case["stop_before"], case.get("save_first", False))
-        init_process_group(comm, config.parallel.backend, config.parallel.timeout_s)
+        device = device_of(config.parallel.backend, comm.rank)
+        init_process_group(comm, config.parallel.backend, config.parallel.timeout_s, device)
         try:
-            program.train(Job(run, attempt, comm, comm.rank), config, Path(case["cache_dir"]))
+            job = Job(run, attempt, comm, comm.rank)
+            program.train(job, config, Path(case["cache_dir"]), device=device)
         except Stopped:
             comm.Barrier()
         destroy_process_group(comm)

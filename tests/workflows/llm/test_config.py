@@ -207,12 +207,6 @@ def test_ranks_share_the_batch_in_whole_microbatches_or_are_refused(ranks, micro
         ({"width": 48}, {"tp": 2}, 2, "query heads, model.width / model.head_width = 3 is no multiple of 2"),
         ({"width": 64, "kv_heads": 1}, {"tp": 2}, 2, "model.kv_heads = 1 is no multiple of 2"),
         ({"width": 64, "ffn_width": 9}, {"tp": 2}, 2, "model.ffn_width = 9 is no multiple of 2"),
-        (
-            {},
-            {"cp": 2, "backend": "nccl"},
-            2,
-            "parallel.cp=2 with backend nccl: ring attention runs on CPUs only so far",
-        ),
         ({"seq_len": 6}, {"cp": 2}, 2, "model.seq_len = 6 is no multiple of 4, which is 2 parallel.cp"),
         ({"width": 64, "seq_len": 5}, {"tp": 2}, 2, "model.seq_len / parallel.cp = 5 is no multiple of 2"),
         (

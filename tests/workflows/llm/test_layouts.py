@@ -117,6 +117,14 @@ ALL_FOUR = [
     *(case(EXPERTS, zero=zero, tp=2) for zero in (1, 2, 3)),
 ]
 
+WIDE = {"width": 32, "head_width": 8, "kv_heads": 2}  # heads that GPUs have a kernel for
+BF16 = {"dtype": "bf16", "bound": 1e-2, "only": ["loss", "evaluated"]}
+ON_GPUS = {
+    1: [*ONE, {**case(WIDE), **BF16}],
+    2: [*TWO, *({**case(WIDE, **{axis: 2}), **BF16} for axis in ("tp", "pp", "cp"))],
+    4: [*FOUR, case(pp=4), *pipelines(tp=2), {**masked(WIDE, cp=4), **BF16}],
+}
+
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
@@ -130,6 +138,16 @@ ALL_FOUR = [
 )
 def test_a_layout_changes_no_step_beyond_rounding(mpiexec, ranks, cases):
     done = mpiexec(ranks, "-m", "tests.workflows.llm.layout_cases", json.dumps(cases), timeout_s=580)
+    assert done.status == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ranks", ON_GPUS)
+def test_gpus_change_no_step_beyond_rounding(gpus, mpiexec, ranks):
+    cases = ["tests.workflows.llm.layout_cases", json.dumps(ON_GPUS[ranks]), "nccl"]
+    done = mpiexec(ranks, "-m", "tests.sharing_gpus", *cases, timeout_s=580)
     assert done.status == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == {}
 

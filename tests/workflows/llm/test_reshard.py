@@ -25,6 +25,15 @@ DENSE_WALK = [
 ]
 """Layouts that follow on each other, two steps and a checkpoint each."""
 EXPERT_WALK = [(2, {"ep": 2}), (1, {}), (4, {"ep": 2, "pp": 2, "microbatch": 1}), (2, {"ep": 2})]
+GPUS = {"backend": "nccl"}
+GPU_WALK = [
+    (2, {"tp": 2, **GPUS}),
+    (1, {}),
+    (4, {"zero": 3, **GPUS}),
+    (4, {"pp": 4, "microbatch": 1, **GPUS}),
+    (2, {"cp": 2, **GPUS}),
+]
+"""To GPUs, from them to a CPU, and back."""
 
 
 @pytest.fixture(
@@ -32,13 +41,19 @@ EXPERT_WALK = [(2, {"ep": 2}), (1, {}), (4, {"ep": 2, "pp": 2, "microbatch": 1})
     params=[
         pytest.param((DENSE, DENSE_WALK), id="dense"),
         pytest.param((EXPERTS, EXPERT_WALK), id="experts", marks=pytest.mark.full),
+        pytest.param(({**DENSE, "layers": 4}, GPU_WALK), id="gpus", marks=pytest.mark.gpu),
     ],
 )
 def walked(request, tmp_path_factory, config_of, mpiexec):
     """Return (undisturbed run, walked run, [(arrays that a layout found, the same saved by it again)])."""
     place = tmp_path_factory.mktemp("reshard")
     model, walk = request.param
-    shape = {"model": model, "train": {"checkpoint_every": 2, "dtype": "fp32", "steps": 2 * len(walk)}}
+    on_gpus, starts = any(GPUS.items() <= parallel.items() for _, parallel in walk), ["-m"]
+    if on_gpus:  # which round otherwise than CPUs
+        request.getfixturevalue("gpus")
+        starts = ["-m", "tests.sharing_gpus"]
+    dtype = "fp64" if on_gpus else "fp32"
+    shape = {"model": model, "train": {"checkpoint_every": 2, "dtype": dtype, "steps": 2 * len(walk)}}
 
     def train(name: str, ranks: int, parallel: dict, **case) -> None:
         held = {
@@ -47,7 +62,7 @@ def walked(request, tmp_path_factory, config_of, mpiexec):
             "cache_dir": str(place),
         }
         (place / "cases.json").write_text(json.dumps([{**held, "stop_before": None, **case}]))
-        ended = mpiexec(ranks, "-m", "tests.workflows.llm.many_runs", str(place / "cases.json"))
+        ended = mpiexec(ranks, *starts, "tests.workflows.llm.many_runs", str(place / "cases.json"))
         assert ended.status == 0, ended.stderr
 
     train("undisturbed", 1, {})
