@@ -39,3 +39,13 @@ def test_a_node_that_does_not_bind_its_ranks_ends_with_3(mpiexec):
     ended = mpiexec(1, "-m", "launch.acceptance", "frontier", env={"ROCR_VISIBLE_DEVICES": ""})
     assert ended.status == 3
     assert ended.stdout.startswith("binding: FAILED: rank 0 ")
+
+
+@pytest.mark.gpu
+def test_collectives_on_gpus(gpus, mpiexec):
+    ended = mpiexec(2, "-m", "tests.sharing_gpus", "launch.acceptance", timeout_s=110)
+    lines = dict(line.split(": ", 1) for line in ended.stdout.splitlines() if ": " in line)
+    over_nccl = {name: word for name, word in lines.items() if name.endswith("over nccl")}
+    assert len(over_nccl) == 2 * 6, ended.stdout + ended.stderr
+    assert set(over_nccl.values()) == {"ok"}
+    assert lines["matrix product on a GPU"].startswith("ok")

@@ -80,7 +80,9 @@ def gemm_peak(stated: float, dtype: str, device: torch.device) -> Peak:
 
 def _measured_gemm(dtype: torch.dtype, device: torch.device) -> float:
     width = GPU_GEMM_WIDTH if device.type == "cuda" else GEMM_WIDTH
-    a = torch.ones((width, width), dtype=dtype, device=device)
+    # Of any numbers, not of equal ones: they cost a GPU less power, so that its clock stays higher than in training.
+    generator = torch.Generator(device).manual_seed(0)
+    a = torch.randn((width, width), dtype=dtype, device=device, generator=generator)
     best_s, began_s, done = math.inf, time.perf_counter(), 0
     while done < 3 or time.perf_counter() - began_s < GEMM_S:
         started_s = time.perf_counter()
