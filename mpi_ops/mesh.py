@@ -32,6 +32,8 @@ class Mesh:
     """Ranks with the other experts: neighbours along dp."""
     experts: dist.ProcessGroup | None
     """Ranks of `data` with the same experts; the gradients of experts are reduced here."""
+    expert_shards: dist.ProcessGroup | None
+    """The same, also where this rank alone has its experts, for ZeRO to share them out; None where all have all."""
     shards: dist.ProcessGroup | None
     """Ranks of `data` that share out one whole of what ZeRO shards: all of them, or those of one replica."""
     replicas: dist.ProcessGroup | None
@@ -70,13 +72,17 @@ def make_mesh(layout: ParallelLayout, timeout_s: float = 600.0) -> Mesh:
     data, pipeline = _line(layout, rank, ("dp", "cp")), _line(layout, rank, ("pp",))
     lines = {"tp": _line(layout, rank, ("tp",)), "cp": _line(layout, rank, ("cp",)), "data": data}
     groups = {name: _group(line, name, timeout) for name, line in lines.items()}
-    groups |= {"ep": None, "experts": groups["data"]}
+    groups |= {"ep": None, "experts": groups["data"], "expert_shards": None}
     if layout.ep > 1:
         share, place = divmod(here["dp"], layout.ep)
         places = {other: divmod(layout.coords(other)["dp"], layout.ep) for other in data}
         near = [other for other in _line(layout, rank, ("dp",)) if places[other][0] == share]
         same = [other for other in data if places[other][1] == place]
-        groups |= {"ep": _group(near, "ep", timeout), "experts": _group(same, "experts", timeout)}
+        groups["ep"], groups["expert_shards"] = (
+            _new_group(near, "ep", timeout),
+            _new_group(same, "experts", timeout),
+        )
+        groups["experts"] = groups["expert_shards"] if len(same) > 1 else None
     groups |= {"shards": groups["data"], "replicas": None}
     if layout.replicas > 1:
         places = {other: divmod(layout.coords(other)["dp"], layout.dp // layout.replicas) for other in data}
@@ -97,6 +103,7 @@ def make_mesh(layout: ParallelLayout, timeout_s: float = 600.0) -> Mesh:
         data=groups["data"],
         ep=groups["ep"],
         experts=groups["experts"],
+        expert_shards=groups["expert_shards"],
         shards=groups["shards"],
         replicas=groups["replicas"],
         ends=ends,

@@ -30,7 +30,7 @@ import math
 from dataclasses import dataclass
 
 from workflows.llm.config import LlmConfig
-from workflows.llm.share import Shapes, Share, block_shapes, elements, shard_elements
+from workflows.llm.share import Shapes, Share, block_shapes, elements
 from workflows.llm.traffic import traffic
 from workflows.workflow import Footprint, RankFootprint
 
@@ -112,7 +112,7 @@ def _rank(share: Share, numerics: Numerics, place: int) -> RankFootprint:
             way = 1 if action.kind == "F" else -1
             now, now_bytes = now + way, now_bytes + way * held_bytes[action.stage]
             in_flight, peak_bytes = max(in_flight, now), max(peak_bytes, now_bytes)
-    parameters, own = elements(shapes), shard_elements(shapes.values(), share.shards)
+    parameters, own = elements(shapes), share.own_elements(shapes)
     static = static_bytes(parameters, numerics, zero, own)
     transient = _transient_bytes(share, numerics, place, shapes)
     return RankFootprint(

@@ -99,7 +99,8 @@ class ParallelModel:
         if self._sharded:
             from workflows.llm.zero import shard
 
-            rows = shard(self.stages.values(), self.mesh.shards, parallel.zero, device)  # type: ignore[arg-type]
+            groups = self.mesh.shards, self.mesh.expert_shards
+            rows = shard(self.stages.values(), groups[0], parallel.zero, device, groups[1])  # type: ignore[arg-type]
         for model in self.stages.values():  # only now, when each weight is this rank's part of it
             give_memory(model, device)
             model.to(device)
@@ -174,6 +175,10 @@ class ParallelModel:
 
             reduce_shards(self.stages.values())
         gradients = self.gradients()
+        if (
+            self._sharded and self.layout.ep > 1
+        ):  # a mean over W / ep ranks of sums of ep losses, as _make_buckets says
+            torch._foreach_div_([gradients[name] for name in self.experts.names], self.layout.ep)
         self._add_up_copies(gradients)
         norms = torch.stack(torch._foreach_norm(list(gradients.values()))).double()
         copies = torch.tensor([self.boxes[name].copies for name in gradients], device=self.device)
@@ -270,12 +275,12 @@ class ParallelModel:
         if tensor_split is not None:
             offset[tensor_split[0]] = tensor_split[1]
             alike.remove("tp")
-        if first_row is not None:
-            offset[0] += first_row
-            alike = [axis for axis in alike if axis == "tp"]
         ep = self.layout.ep if name in self.experts.names else 1
         if ep > 1:
             offset[0] = self.mesh.expert_place * (shape[0] // ep)
+        if first_row is not None:
+            offset[0] += first_row
+            alike, ep = [axis for axis in alike if axis == "tp"], 1
         copies = math.prod(self.layout.shape[AXES.index(axis)] for axis in alike) // ep
         first_copy = all(self.mesh.place(axis) < (ep if axis == "dp" else 1) for axis in alike)
         if first_row is not None:

@@ -93,8 +93,8 @@ def _experts(config: LlmConfig) -> Iterator[str]:
     parallel, model = config.parallel, config.model
     if parallel.ep > 1 and not model.experts:
         yield f"parallel.ep={parallel.ep}: there are no experts to share; set model.experts"
-    if parallel.ep > 1 and parallel.zero:
-        yield f"parallel.ep={parallel.ep} with zero={parallel.zero}: take one of them"
+    if parallel.ep > 1 and parallel.replicas > 1:
+        yield f"parallel.ep={parallel.ep} with replicas={parallel.replicas}: take one of them"
     if not model.experts or model.capacity is None:
         return
     if config.data.mask_documents:

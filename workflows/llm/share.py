@@ -84,6 +84,11 @@ def elements(shapes: Shapes) -> int:
     return sum(map(math.prod, shapes.values()))
 
 
+def is_expert(name: str) -> bool:
+    """Return whether a parameter is a stack of experts."""
+    return ".experts." in name
+
+
 def shard_elements(shapes: Iterable[tuple[int, ...]], shards: int) -> int:
     """Return how many numbers of the parameters the first of so many ranks holds, which share out the rows of each."""
     return sum(-(-shape[0] // shards) * math.prod(shape[1:]) for shape in shapes)
@@ -115,6 +120,17 @@ class Share:
     def shards(self) -> int:
         """Ranks that share out what ZeRO shards."""
         return self.data_ranks // self.layout.replicas
+
+    @property
+    def expert_shards(self) -> int:
+        """Ranks that share out the same experts."""
+        return self.shards // self.layout.ep
+
+    def own_elements(self, shapes: Shapes) -> int:
+        """Return how many numbers of the parameters a rank holds in ZeRO's shards."""
+        apart = {name for name in shapes if self.layout.ep > 1 and is_expert(name)}
+        experts = shard_elements([shapes[name] for name in apart], self.expert_shards)
+        return experts + shard_elements([s for name, s in shapes.items() if name not in apart], self.shards)
 
     @property
     def microbatch(self) -> int:

@@ -4,10 +4,11 @@ and what it hands to it. Arithmetic alone."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from mpi_ops.schedule import Action
 from workflows.llm.config import ModelConfig
-from workflows.llm.share import Shapes, Share, elements, shard_elements, stage_shapes
+from workflows.llm.share import Shapes, Share, elements, is_expert, shard_elements, stage_shapes
 from workflows.workflow import Traffic
 
 BUCKET_BYTES = 4 << 20
@@ -29,7 +30,7 @@ def traffic(share: Share, place: int, gradient: int, stream: int, inner: int) ->
         "pp": _pipeline(share, place, stream) if layout.pp > 1 else None,
         "ends": _ends(share, place, shapes, gradient),
         "ep": _experts(share, place, stream, inner) if layout.ep > 1 else None,
-        "experts": _copies(shapes, gradient) if share.data_ranks > layout.ep > 1 else None,
+        "experts": _copies(share, place, shapes, gradient) if share.data_ranks > layout.ep > 1 else None,
         "data": _data(share, place, shapes, gradient) if share.data_ranks > 1 else None,
         "replicas": _replicas(share, shapes, gradient) if layout.replicas > 1 else None,
         "all": Traffic(1, 16 + _loads(share.config.model)) if share.ranks > 1 else None,
@@ -65,11 +66,7 @@ def _tensor(share: Share, place: int, shapes: Shapes, gradient: int, stream: int
 
 def _is_split(name: str) -> bool:
     whole = ("norm.weight", "norm.bias", "positions.weight", "wo.bias", "down.bias", "router.weight")
-    return not name.endswith(whole) and not _is_expert(name)
-
-
-def _is_expert(name: str) -> bool:
-    return ".experts." in name
+    return not name.endswith(whole) and not is_expert(name)
 
 
 def _experts(share: Share, place: int, stream: int, inner: int) -> Traffic:
@@ -82,10 +79,12 @@ def _experts(share: Share, place: int, stream: int, inner: int) -> Traffic:
     return (forward + again + rows).times(layers * times)
 
 
-def _copies(shapes: Shapes, gradient: int) -> Traffic:
-    """One all-reduce of the experts' gradients in buckets."""
-    experts = {name: shape for name, shape in shapes.items() if _is_expert(name)}
-    return Traffic(_buckets(experts, gradient), elements(experts) * gradient)
+def _copies(share: Share, place: int, shapes: Shapes, gradient: int) -> Traffic:
+    """One all-reduce of the experts' gradients in buckets; with ZeRO one message for the experts of each block."""
+    experts = {name: shape for name, shape in shapes.items() if is_expert(name)}
+    if share.config.parallel.zero == 0:
+        return Traffic(_buckets(experts, gradient), elements(experts) * gradient)
+    return _sharded(share, place, gradient, share.expert_shards, is_expert)
 
 
 def _loads(model: ModelConfig) -> int:
@@ -126,24 +125,33 @@ def _ends(share: Share, place: int, shapes: Shapes, gradient: int) -> Traffic | 
 
 def _data(share: Share, place: int, shapes: Shapes, gradient: int) -> Traffic:
     """One all-reduce of the gradients in buckets; with ZeRO one message for each block and one for the rest."""
-    if share.layout.ep > 1:
-        shapes = {name: shape for name, shape in shapes.items() if not _is_expert(name)}
+
+    def travels(name: str) -> bool:
+        return share.layout.ep == 1 or not is_expert(name)
+
+    shapes = {name: shape for name, shape in shapes.items() if travels(name)}
     if share.config.parallel.zero == 0:
         return Traffic(_buckets(shapes, gradient), elements(shapes) * gradient)
+    return _sharded(share, place, gradient, share.shards, travels)
+
+
+def _sharded(share: Share, place: int, gradient: int, shards: int, travels: Callable[[str], bool]) -> Traffic:
+    """What ZeRO sends of the parameters whose names travel, between so many ranks: all-gathers and reduce-scatters."""
     sent = Traffic(0, 0)
     for stage in share.placement[place]:
         gathers, reductions = _uses(share.actions(place), stage, share.config.parallel.zero)
-        held = stage_shapes(share.config.model, share.layers[stage], share.layout.tp)
+        held = stage_shapes(share.config.model, share.layers[stage], share.layout.tp, share.layout.ep)
+        held = {name: shape for name, shape in held.items() if travels(name)}
         for part in _parts(held, share.layers[stage]):
-            own = shard_elements(part, share.shards)
+            own = shard_elements(part, shards)
             sent += Traffic(gathers, gathers * own * gradient)
-            sent += Traffic(reductions, reductions * own * share.shards * gradient)
+            sent += Traffic(reductions, reductions * own * shards * gradient)
     return sent
 
 
 def _replicas(share: Share, shapes: Shapes, gradient: int) -> Traffic:
     """One all-reduce of each gradient's shard."""
-    return Traffic(len(shapes), shard_elements(shapes.values(), share.shards) * gradient)
+    return Traffic(len(shapes), share.own_elements(shapes) * gradient)
 
 
 def _uses(actions: list[Action], stage: int, zero: int) -> tuple[int, int]:

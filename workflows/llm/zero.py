@@ -15,12 +15,20 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from workflows.llm.model import Transformer
+from workflows.llm.moe import Experts
 
 
 def shard(
-    stages: Iterable[Transformer], group: dist.ProcessGroup, zero: int, device: torch.device
+    stages: Iterable[Transformer],
+    group: dist.ProcessGroup,
+    zero: int,
+    device: torch.device,
+    experts: dist.ProcessGroup | None = None,
 ) -> dict[str, int]:
     """Shard the rows of every parameter over `group`; return the first row that this rank holds of each.
+
+    Where ranks hold different experts, `experts` are those with the same ones, over which their stacks are sharded.
+    Gradients become means over the group that shares them out.
 
     Parameters may be without memory, and their shards are then: `Module.to` is to follow when they have got it.
 
@@ -31,14 +39,20 @@ def shard(
     3: and two all-gathers a microbatch.
     """
     mesh, first = DeviceMesh.from_group(group, device.type), {}
+    experts_mesh = None if experts is None else DeviceMesh.from_group(experts, device.type)
     for stage in stages:
+        if experts_mesh is not None:
+            for stack in (module for module in stage.modules() if isinstance(module, Experts)):
+                fully_shard(stack, mesh=experts_mesh, reshard_after_forward=zero == 3)
         for part in (*stage.blocks.values(), stage):
             fully_shard(part, mesh=mesh, reshard_after_forward=zero == 3)
         if zero == 1:
             stage.set_requires_gradient_sync(False)
             stage.set_reshard_after_backward(False)
-        for name, parameter in stage.named_parameters():
-            _, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, parameter.placements)
+        for name, weight in stage.named_parameters():
+            _, offset = compute_local_shape_and_global_offset(
+                weight.shape, weight.device_mesh, weight.placements
+            )
             first[name] = offset[0]
     return first
 

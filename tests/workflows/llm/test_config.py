@@ -229,7 +229,12 @@ def test_ranks_share_the_batch_in_whole_microbatches_or_are_refused(ranks, micro
             2,
             "parallel.replicas=2 of 2 data-parallel ranks leaves zero=3 nothing to share out; take fewer, or zero 0",
         ),
-        ({"experts": 4}, {"ep": 2, "zero": 1}, 2, "parallel.ep=2 with zero=1: take one of them"),
+        (
+            {"experts": 4},
+            {"ep": 2, "zero": 1, "replicas": 2},
+            4,
+            "parallel.ep=2 with replicas=2: take one of them",
+        ),
         (
             {"experts": 4, "capacity": 1.5},
             {"cp": 2},

@@ -14,7 +14,7 @@ from workflows.llm.config import LlmConfig, ModelConfig
 from workflows.llm.footprint import MEGATRON_FP16, NUMERICS, activation_bytes, footprint, static_bytes
 from workflows.llm.model import Transformer, loss
 from workflows.llm.ranks import stage_layers
-from workflows.llm.share import Share, shard_elements, stage_shapes
+from workflows.llm.share import Share, stage_shapes
 from workflows.llm.tensor_parallel import infer_rules
 from workflows.study import read_study
 
@@ -210,8 +210,14 @@ FOUR = [
 
 LEVEL = {**EXPERTS, "top_k": 4}
 """Every token goes to every expert, so that loads are level."""
-EXPERTS_ON_TWO = [{"ep": 2}, {"ep": 2, "recompute": "full"}, {"tp": 2, "recompute": "full"}, {"zero": 2}]
-EXPERTS_ON_FOUR = [{"ep": 2}, {"ep": 2, "pp": 2}, {"ep": 2, "tp": 2}, {"ep": 2, "cp": 2}]
+EXPERTS_ON_TWO = [
+    *({"ep": 2}, {"ep": 2, "recompute": "full"}, {"tp": 2, "recompute": "full"}),
+    *({"zero": 2}, {"ep": 2, "zero": 3}),
+]
+EXPERTS_ON_FOUR = [
+    *({"ep": 2}, {"ep": 2, "pp": 2}, {"ep": 2, "tp": 2}, {"ep": 2, "cp": 2}),
+    *({"ep": 2, "zero": zero} for zero in (1, 2, 3)),
+]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +240,7 @@ def test_messages_and_memory_are_those_that_the_ranks_count(mpiexec, ranks, layo
     for each, found in zip(chosen, json.loads(ended.stdout), strict=True):
         places, share = footprint(each, ranks).ranks, Share(each, ranks)
         if each.parallel.zero:
-            first = shard_elements(share.shapes(0).values(), share.shards)
+            first = share.own_elements(share.shapes(0))
             assert max(rank["parameters"] for rank in found if not rank["place"]) == first, each
         for rank in found:
             sent = places[rank["place"]].traffic

@@ -50,7 +50,7 @@ TWO = [
     *(case(model, ep=2, recompute=again) for model in (EXPERTS, ROOM) for again in ("none", "full")),
     case({**EXPERTS, "top_k": 1, "layers": 2}, ep=2, microbatch=2),
     *(case(EXPERTS, **{axis: 2}) for axis in ("tp", "pp", "cp")),
-    *(case(ROOM, zero=zero) for zero in (1, 2, 3)),
+    *(case(ROOM, zero=zero, ep=ep) for zero in (1, 2, 3) for ep in (1, 2)),
     case(ROOM),
     *(masked(model, **{axis: 2}) for axis in ("tp", "pp", "cp") for model in ({}, GPT)),
     masked(cp=2, recompute="full"),
@@ -84,6 +84,9 @@ FOUR = [
     case(EXPERTS, ep=4),
     case(EXPERTS, ep=2, cp=2),
     case(EXPERTS, ep=2, tp=2),
+    *(case(EXPERTS, ep=2, zero=zero) for zero in (1, 2, 3)),
+    case(EXPERTS, ep=2, zero=3, recompute="full"),
+    case({**EXPERTS, **UNTIED}, ep=2, zero=1, pp=2),
     case(ROOM, ep=2, pp=2, schedule="zero_bubble"),
     case(order=["tp", "cp", "pp", "dp"], tp=2, pp=2),
     case(EXPERTS, order=["cp", "dp", "pp", "tp"], ep=2, pp=2),
@@ -114,7 +117,9 @@ ALL_FOUR = [
     case(GPT, tp=2, pp=2),
     *(case(ROOM, ep=2, pp=2, schedule=name, stages_per_rank=v) for name, v in SCHEDULES.items()),
     *(case({**EXPERTS, "top_k": 1}, ep=2, **axis) for axis in ({}, {"tp": 2}, {"pp": 2}, {"cp": 2})),
-    *(case(EXPERTS, zero=zero, tp=2) for zero in (1, 2, 3)),
+    *(case(EXPERTS, zero=zero, tp=2, ep=ep) for zero in (1, 2, 3) for ep in (1, 2)),
+    *(case(EXPERTS, zero=zero, cp=2, ep=2) for zero in (1, 2, 3)),
+    *(case(EXPERTS, zero=zero, ep=4) for zero in (1, 2, 3)),
 ]
 
 WIDE = {"width": 32, "head_width": 8, "kv_heads": 2}  # heads that GPUs have a kernel for

@@ -24,7 +24,13 @@ DENSE_WALK = [
     (1, {}),
 ]
 """Layouts that follow on each other, two steps and a checkpoint each."""
-EXPERT_WALK = [(2, {"ep": 2}), (1, {}), (4, {"ep": 2, "pp": 2, "microbatch": 1}), (2, {"ep": 2})]
+EXPERT_WALK = [
+    (2, {"ep": 2}),
+    (1, {}),
+    (4, {"ep": 2, "pp": 2, "microbatch": 1}),
+    (4, {"ep": 2, "zero": 3}),
+    (2, {"ep": 2, "zero": 1}),
+]
 GPUS = {"backend": "nccl"}
 GPU_WALK = [
     (2, {"tp": 2, **GPUS}),
