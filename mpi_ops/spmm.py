@@ -58,8 +58,10 @@ class SpreadMatrix:
         """Return what a product with so many columns holds beside its arguments."""
         return (self.n_rows + self.n_halo) * columns * 4 + self.plan.buffer_bytes(columns)
 
-    def multiply(self, x: Tensor, out: Tensor) -> None:
-        """Set `out` (own rows, columns) to the matrix times `x`, of which each rank holds its rows; they may be one.
+    def multiply(self, x: Tensor, out: Tensor, beta: float = 0.0) -> None:
+        """Set `out` (own rows, columns) to the matrix times `x`, of which each rank holds its rows, and `beta` x `out`.
+
+        They may be one.
 
         Raises:
             TensorError: not fp32, not contiguous, or not of this rank's rows.
@@ -77,10 +79,10 @@ class SpreadMatrix:
         operand[: self.n_rows] = x
         if self._whole is not None:
             travelling.wait()
-            torch.addmm(out, self._whole, operand, beta=0, out=out)
+            torch.addmm(out, self._whole, operand, beta=beta, out=out)
             return
         for rows, matrix in self._interior:
-            torch.addmm(out[rows], matrix, operand[: self.n_rows], beta=0, out=out[rows])
+            torch.addmm(out[rows], matrix, operand[: self.n_rows], beta=beta, out=out[rows])
             travelling.poll()
         travelling.wait()
         if self.n_halo:

@@ -109,6 +109,8 @@ def test_a_product_is_the_dense_one(comm: MPI.Intracomm) -> None:
             got = torch.full((len(mine), 6), torch.nan)
             here.multiply(x[mine.start : mine.stop].contiguous(), got)
             assert (got - want).abs().max() <= tolerance * want.abs().max().clamp(min=1), options
+            here.multiply(x[mine.start : mine.stop].contiguous(), got, beta=-3.0)
+            assert (got + 2 * want).abs().max() <= 4 * tolerance * want.abs().max().clamp(min=1), options
             here.free()
 
 

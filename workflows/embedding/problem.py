@@ -18,7 +18,7 @@ from workflows.embedding.config import EmbedConfig, ProjectionConfig
 from workflows.embedding.graph import Graph
 from workflows.embedding.projection import projection
 
-ROWS = 1 << 14
+ROWS = 1 << 12
 """Rows that are looked at at once, so that they stay in a core's cache."""
 Blocks = list[Tensor]
 
@@ -96,9 +96,24 @@ class Problem:
         Cost: an all-reduce of (columns, columns) a pass.
         """
         for _ in range(passes):
-            values, basis = np.linalg.eigh(self.gram(blocks, blocks))
+            values, basis = self.axes(self.gram(blocks, blocks))
             kept = values > values[-1] * 1e-10
             self.turn(blocks, basis * np.where(kept, 1 / np.sqrt(np.where(kept, values, 1.0)), 0.0))
+
+    def axes(self, gram: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the eigenvalues of a symmetric matrix, ascending, and its eigenvectors, as rank 0 finds them.
+
+        A vector's sign is free, and ranks must take the same one. By torch, since the threads of NumPy's own BLAS
+        would go on spinning on the cores that torch's threads need next.
+
+        Cost: a broadcast of (columns + 1, columns) in fp64.
+        """
+        found = np.empty((len(gram) + 1, len(gram)))
+        if self.comm.rank == 0:
+            values, basis = torch.linalg.eigh(torch.from_numpy(gram))
+            found[0], found[1:] = values, basis
+        self.comm.Bcast(found)
+        return found[0], found[1:]
 
     def widths(self, columns: int) -> list[range]:
         """Return the blocks that so many columns are cut into."""
@@ -107,7 +122,11 @@ class Problem:
 
     def transition(self) -> NDArray[np.float32]:
         """Return the values of A = D^-1 S (FastRP, section 3.1)."""
-        values = np.repeat(inverse(self.degrees).astype(np.float32), np.diff(self.graph.indptr))
+        return self.weights_times(inverse(self.degrees))
+
+    def weights_times(self, own: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return each entry's weight times the number of its own node, (entries,)."""
+        values = np.repeat(own.astype(np.float32), np.diff(self.graph.indptr))
         values *= self.graph.weights
         return values
 

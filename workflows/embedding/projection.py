@@ -123,8 +123,12 @@ def _sign(key: counter.Words, columns: range, s: float) -> NDArray[np.float32]:
 
 
 def _normal(key: counter.Words, columns: range) -> NDArray[np.float32]:
-    """Return normal numbers, one a hash and column (Box and Muller, of its two halves)."""
-    word = counter.draws(key, columns.start, len(columns)).view(np.uint32).reshape(len(key), -1, 2)
-    u = (word.astype(np.float64) + 0.5) / 2**32
-    drawn: NDArray[np.float64] = np.sqrt(-2 * np.log(u[..., 0])) * np.cos(2 * math.pi * u[..., 1])
-    return drawn.astype(np.float32)
+    """Return normal numbers, one a hash and column (Box and Muller, of its two halves), by fp32 arithmetic."""
+    halves = counter.draws(key, columns.start, len(columns)).view(np.uint32).reshape(len(key), -1, 2)
+    u = halves.astype(np.float32)
+    u *= np.float32(2.0**-32)
+    drawn: NDArray[np.float32] = np.log(u[..., 0] + np.float32(2.0**-33))
+    drawn *= np.float32(-2)
+    np.sqrt(drawn, out=drawn)
+    drawn *= np.cos(u[..., 1] * np.float32(2 * math.pi))
+    return drawn

@@ -312,6 +312,18 @@ def test_prone_is_its_dense_form(comm: MPI.Intracomm) -> None:
     np.testing.assert_allclose(got @ got.T, want @ want.T, atol=2e-3)
 
 
+def test_ranks_turn_by_the_axes_that_rank_0_found(comm: MPI.Intracomm) -> None:
+    wanted = config({"rmat": {"scale": 4, "edge_factor": 4}})
+    problem, symmetric = Problem(load(comm, wanted.graph), wanted), np.diag([3.0, 1.0, 2.0]) + 0.1
+    with pytest.MonkeyPatch.context() as patch:
+        if comm.rank > 0:
+            patch.setattr(torch.linalg, "eigh", lambda m: (torch.zeros(len(m)), -m))
+        values, basis = problem.axes(symmetric)
+    np.testing.assert_allclose(basis * values @ basis.T, symmetric, atol=1e-14)
+    assert values.tolist() == sorted(values)
+    assert len(set(comm.allgather(values.tobytes() + basis.tobytes()))) == 1
+
+
 def test_prone_refuses_a_directed_graph(comm: MPI.Intracomm) -> None:
     with shared_file(comm, "0 1\n1 2\n2 3\n3 0\n1 3\n") as path:
         wanted = config({"path": path, "direction": "out"}, embedding={"method": "prone", "dim": 3})
