@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from mpi4py import MPI
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mpi_ops.errors import TensorError
-from mpi_ops.halo import HaloPlan
+from mpi_ops.halo import HaloPlan, Room
 from mpi_ops.partition import RowPartition
 
 CHUNK = 1 << 20
@@ -34,6 +35,11 @@ class Columns:
         """Of each entry: below `n_rows` an own row, from there on a row of the halo."""
         self.plan = HaloPlan(comm, partition, halo, wire)
         self.n_rows, self.n_halo = len(mine), len(halo)
+        self._room = Room()
+
+    def operand(self, columns: int) -> Tensor:
+        """Return where a product has its operand, (own rows + halo rows, columns) in fp32: the same place each time."""
+        return self._room.of(self.n_rows + self.n_halo, columns)
 
     def known(self, own: NDArray[Numbers]) -> NDArray[Numbers]:
         """Return a number for each place, (own rows + halo rows,), given those of the own rows.

@@ -49,6 +49,8 @@ class HaloPlan:
         self._comm = comm.Create_dist_graph_adjacent(sources.tolist(), targets.tolist())
         self._largest = comm.allreduce(int(max([*receive, *send, 0])), MPI.MAX)
         self._tally = tally("halo", "rows")
+        self._idle: list[Room] = []
+        """Where rows are packed for an exchange, of exchanges that have ended."""
 
     @property
     def neighbours(self) -> int:
@@ -64,11 +66,6 @@ class HaloPlan:
         """Return what an exchange of so many columns sends from this rank: rows x columns x bytes of a number."""
         return len(self._send_rows) * columns * self.dtype.itemsize
 
-    def buffer_bytes(self, columns: int) -> int:
-        """Return what an exchange holds beside its arguments."""
-        received = 0 if self.dtype == torch.float32 else len(self.halo_rows) * columns * self.dtype.itemsize
-        return self.sent_bytes(columns) + received
-
     def start(self, mine: Tensor, halo: Tensor) -> Halo:
         """Begin to fill `halo` (halo rows, columns) from others' rows of `mine` (own rows, columns), both fp32.
 
@@ -82,7 +79,9 @@ class HaloPlan:
             raise TensorError(f"{columns} columns a halo exchange: messages below 2 GiB hold {self.widest}")
         if not halo.is_contiguous():
             raise TensorError("the halo is not contiguous: MPI would fill the memory between its rows")
-        packed = mine.index_select(0, self._send_rows).to(self.dtype)
+        room = self._idle.pop() if self._idle else Room()
+        rows = room.of(len(self._send_rows), columns)
+        packed = torch.index_select(mine, 0, self._send_rows, out=rows).to(self.dtype)
         direct = self.dtype == torch.float32
         received = halo if direct else torch.empty(halo.shape, dtype=self.dtype)
         row = MPI.BYTE.Create_contiguous(columns * self.dtype.itemsize).Commit()
@@ -97,6 +96,7 @@ class HaloPlan:
 
         def finish() -> None:
             row.Free()
+            self._idle.append(room)
             if not direct:
                 halo.copy_(received)
 
@@ -109,6 +109,19 @@ class HaloPlan:
     def free(self) -> None:
         """Free the communicator. Every rank calls it."""
         self._comm.Free()
+
+
+class Room:
+    """Memory that is used again and again: a fresh piece costs a fault a page."""
+
+    def __init__(self) -> None:
+        self._numbers = torch.empty(0)
+
+    def of(self, rows: int, columns: int) -> Tensor:
+        """Return room for (rows, columns) in fp32, with what was left there."""
+        if len(self._numbers) < rows * columns:
+            self._numbers = torch.empty(rows * columns)
+        return self._numbers[: rows * columns].view(rows, columns)
 
 
 class Halo:

@@ -54,10 +54,6 @@ class SpreadMatrix:
         border, columns_there, values_there = _only(indptr, local, values, ~inside)
         self._border = _csr(border, columns_there - self.n_rows, values_there, (self.n_rows, self.n_halo))
 
-    def buffer_bytes(self, columns: int) -> int:
-        """Return what a product with so many columns holds beside its arguments."""
-        return (self.n_rows + self.n_halo) * columns * 4 + self.plan.buffer_bytes(columns)
-
     def multiply(self, x: Tensor, out: Tensor, beta: float = 0.0) -> None:
         """Set `out` (own rows, columns) to the matrix times `x`, of which each rank holds its rows, and `beta` x `out`.
 
@@ -74,7 +70,7 @@ class SpreadMatrix:
                     f"{name} is {tensor.dtype} {list(tensor.shape)}, contiguous {tensor.is_contiguous()}: a product "
                     f"takes contiguous fp32 of {self.n_rows} rows"
                 )
-        operand = torch.empty(self.n_rows + self.n_halo, x.shape[1])
+        operand = self.columns.operand(x.shape[1])
         travelling = self.plan.start(x, operand[self.n_rows :])
         operand[: self.n_rows] = x
         if self._whole is not None:

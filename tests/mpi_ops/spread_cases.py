@@ -63,6 +63,24 @@ def test_a_halo_is_the_rows_that_were_asked_for(comm: MPI.Intracomm) -> None:
             plan.free()
 
 
+def test_exchanges_may_be_under_way_together(comm: MPI.Intracomm) -> None:
+    """Messages this large are still in the sender's memory when the next exchange begins."""
+    partition = even(N, comm.size)
+    mine = partition.rows(comm.rank)
+    others = np.array([row for row in range(N) if row not in mine], np.int64)
+    plan, columns = HaloPlan(comm, partition, others), 20_000
+    for rounds in range(2):
+        halos = [torch.empty(len(others), columns) for _ in range(2)]
+        under_way = [
+            plan.start(torch.full((len(mine), columns), float(i + 2 * rounds)), halo)
+            for i, halo in enumerate(halos)
+        ]
+        for i, (travelling, halo) in enumerate(zip(under_way, halos, strict=True)):
+            travelling.wait()
+            assert (halo == i + 2 * rounds).all()
+    plan.free()
+
+
 def test_bytes_on_the_wire_are_the_plans(comm: MPI.Intracomm) -> None:
     partition = even(N, comm.size)
     mine = partition.rows(comm.rank)

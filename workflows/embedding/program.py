@@ -154,6 +154,7 @@ def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:
                     clock.lap()
                 watchdog.beat()
         vectors = method.result(problem, state)
+        del problem, state  # their memory is the output's now
         placement.bring_back(vectors)
         if config.embedding.standardize:
             standardize(job.comm, vectors, graph.n_nodes)

@@ -71,19 +71,22 @@ def test_prone_reaches_what_its_authors_code_does(embed, shared_data, edges, lab
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(
-    "graph",
+    ("graph", "method"),
     [
-        {"rmat": {"scale": 18}},
-        {"rmat": {"scale": 16, "edge_factor": 64}},
-        {"rmat": {"scale": 18}, "partition": "label_propagation"},
+        ({"rmat": {"scale": 18}}, "fastrp"),
+        ({"rmat": {"scale": 16, "edge_factor": 64}}, "fastrp"),
+        ({"rmat": {"scale": 18}, "partition": "label_propagation"}, "fastrp"),
+        ({"rmat": {"scale": 18}}, "prone"),
     ],
 )
-def test_the_plans_memory_is_within_15_percent_of_the_measured(embed, ranks, graph):
-    config = {"graph": graph, "execution": {"checkpoint_every": 0}}
+def test_the_plans_memory_is_within_15_percent_of_the_measured(embed, ranks, graph, method):
+    config = {"graph": graph, "embedding": {"method": method}, "execution": {"checkpoint_every": 0}}
     ended, run = embed(ranks, config)
     assert ended.status == 0, ended.stderr
     planned = footprint(EmbedConfig.model_validate(config), ranks).fullest.peak_bytes
-    assert planned == pytest.approx(read_run(run.path).summary["peak_bytes"], rel=0.15)
+    measured = read_run(run.path).summary["peak_bytes"]
+    print(f"{method}, {ranks} ranks: planned {planned / measured:.3f} of the measured")
+    assert planned == pytest.approx(measured, rel=0.15)
 
 
 def test_leaves_of_the_facebook_graph_keep_its_classes(embed, shared_data):
