@@ -158,7 +158,10 @@ def job(which: str, layout: str, steps: int) -> None:
     comm = MPI.COMM_WORLD
     import torch
 
+    from launch import heap
+
     torch.set_num_threads(1)
+    heap.keep()  # as a run's ranks do; torch's parts gain by it, too
     step, rows = {"ours": ours, "torch": torchs, "apart": apart}[which](LAYOUTS[layout], comm)
     generator = torch.Generator().manual_seed(0)
     batch = torch.randint(MODEL["vocab_size"], (BATCH, MODEL["seq_len"] + 1), generator=generator)[rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import resource
 import sys
@@ -10,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch import bootstrap, checkpoint  # isort: skip  (MPI comes before torch)
+from launch import bootstrap, checkpoint, heap  # isort: skip  (MPI comes before torch)
 import torch
 from mpi4py import MPI
 
@@ -46,8 +45,6 @@ STREAMS = (
     ),
     StreamSpec("ogb_test", "1", "the same on the test split"),
 )
-M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 1 << 20
-"""The number of a setting in malloc.h, and from which size on an array gets pages of its own."""
 SUMMARY = (
     "nodes",
     "edges",
@@ -82,23 +79,13 @@ class Clock:
 
 def main() -> None:
     """Run as one rank of the job that the command line names."""
-    _give_memory_back()
+    heap.give_back()
     with bootstrap.start() as job:
         held = load_yaml(job.run.config)
         config = parse(
             EmbedConfig, held.data["config"], lambda at: f"{held.source}: {'.'.join(map(str, at))}"
         )
         embed(job, config, Path(held.data["cache_dir"]))
-
-
-def _give_memory_back() -> None:
-    """Have large arrays go back to the machine when they are freed.
-
-    By default glibc takes the sizes that it has seen freed as what its heap should serve, and products of changing
-    width then tear holes into that: a rank was seen to hold a seventh more than its arrays.
-    """
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def embed(job: bootstrap.Job, config: EmbedConfig, cache_dir: Path) -> None:

@@ -15,7 +15,8 @@ At the peak a rank holds
 - In flight: most forwards without their backward in this rank's part of the schedule; min(m, p - k) in 1f1b.
 - Transients while a block goes backward: what it kept or is computed again; the stream's gradient that came in; the
   gradients of two values of the feed-forward's inner width; and the gradient of its largest matrix before that
-  is added to the others. In the last stage instead, where larger, two more tables as large as the logits.
+  is added to the others. In the last stage instead, where larger, two more tables as large as the logits; one,
+  where tp ranks share the vocabulary.
 - Experts count as if their loads were level (a rank's own grow with the tokens that come to it), and with a capacity
   as if they were full. Backward holds the gradients of all rows, going in and out, of one expert's two inner values,
   and of the three stacks of matrices, of which one twice.
@@ -142,7 +143,8 @@ def activation_bytes(share: Share, numerics: Numerics, stage: int) -> int:
     if stage < share.last_stage:
         return kept + tokens * model.width * numerics.stream // tp
     vocabulary = -(-model.vocab_size // tp)
-    head = tokens * model.width * numerics.inner + tokens * vocabulary * max(4, numerics.inner)
+    a_token = vocabulary + (tp > 1)  # softmax, and what of it is this share's
+    head = tokens * model.width * numerics.inner + tokens * a_token * max(4, numerics.inner)
     return kept + _norm_bytes(share, numerics) + head + _cast_bytes(share, numerics, vocabulary * model.width)
 
 
@@ -244,4 +246,5 @@ def _transient_bytes(share: Share, numerics: Numerics, place: int, shapes: Shape
     logits = share.tokens * -(-model.vocab_size // tp)
     name = "embedding.weight" if model.tied_head else "head.weight"
     head = math.prod(shapes[name]) * numerics.gradient
-    return max(backward, 2 * logits * max(4, numerics.inner) + head)
+    tables = 2 if tp == 1 else 1
+    return max(backward, tables * logits * max(4, numerics.inner) + head)

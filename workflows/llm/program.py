@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from launch import bootstrap, checkpoint  # isort: skip  (MPI comes before torch)
+from launch import bootstrap, checkpoint, heap  # isort: skip  (MPI comes before torch)
 import numpy as np
 import torch
 
@@ -88,6 +88,7 @@ class Training:
 
 def main() -> None:
     """Run as one rank of the job that the command line names."""
+    heap.keep()
     with bootstrap.start() as job:
         held = load(job.run.config)
         config = parse(LlmConfig, held.data["config"], lambda at: f"{held.source}: {'.'.join(map(str, at))}")

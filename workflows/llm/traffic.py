@@ -42,7 +42,7 @@ def _tensor(share: Share, place: int, shapes: Shapes, gradient: int, stream: int
     """For each pair of matrices and direction an all-gather and a reduce-scatter of the stream.
 
     Computing a block again repeats all but the last of its four, since nothing needs that one's result. The first
-    stage shares out the embedded tokens, the last one gathers the head's input; the loss adds up three numbers a
+    stage shares out the embedded tokens, the last one gathers the head's input; the loss gathers two numbers a
     token; and a step ends with one sum of all parameters that are not split.
     """
     model, tp, times = share.config.model, share.layout.tp, share.microbatches
@@ -60,7 +60,7 @@ def _tensor(share: Share, place: int, shapes: Shapes, gradient: int, stream: int
     if 0 in share.placement[place]:
         step += Traffic(2, (reduce + gather) * stream).times(times)
     if share.last_stage in share.placement[place]:
-        step += Traffic(4, (gather + reduce) * stream + 3 * share.tokens * max(4, inner)).times(times)
+        step += Traffic(3, (gather + reduce) * stream + 2 * share.tokens * max(4, inner)).times(times)
     return step + Traffic(1, elements({n: s for n, s in shapes.items() if not _is_split(n)}) * gradient)
 
 

@@ -139,14 +139,15 @@ def test_zero_shares_what_its_stage_says(numerics, zero, between, bytes_a_parame
     assert static_bytes(1000, numerics, zero, 250, between) == 1000 * bytes_a_parameter
 
 
-def test_each_row_of_a_large_vocabulary_costs_the_last_stage_two_logits_a_token_and_a_gradient():
+@pytest.mark.parametrize(("tp", "logits"), [(1, 2), (2, 1)])
+def test_each_row_of_a_large_vocabulary_costs_the_last_stage_logits_of_each_token_and_a_gradient(tp, logits):
     first, last = [], []
     for rows in (100_000, 200_000):
-        made = footprint(config({"pp": 2}, vocab_size=rows), 2).ranks
+        made = footprint(config({"pp": 2, "tp": tp}, vocab_size=rows), 2 * tp).ranks
         first.append(made[0].transient_bytes)
         last.append(made[1].transient_bytes)
     assert first[0] == first[1]
-    assert last[1] - last[0] == 100_000 * (2 * MODEL["seq_len"] + MODEL["width"]) * 4
+    assert last[1] - last[0] == 100_000 // tp * (logits * MODEL["seq_len"] + MODEL["width"]) * 4
 
 
 @pytest.mark.parametrize("microbatches", [1, 3, 9])
