@@ -1,4 +1,4 @@
-"""Gradients that live in a few flat buffers, averaged over the data-parallel ranks while backward still runs.
+"""Gradients that live in a few flat buffers, added up over the data-parallel ranks while backward still runs.
 
 Each parameter's gradient is a view into a bucket, so nothing is copied to send it. Buckets and the order in which
 they travel follow from the order of the parameters alone: a resumed run adds up in the same order as an
@@ -18,7 +18,7 @@ from torch import Tensor
 
 BUCKET_BYTES = 4 << 20
 IDLE_SHARE = 0.5
-"""Where backward leaves this much of its core's time to others, a thread moves the gradients on meanwhile."""
+"""Where backward computes for less than the rest of its time, a thread moves the gradients on meanwhile."""
 
 
 @dataclass(slots=True)
@@ -42,21 +42,21 @@ class GradientBuckets:
         self,
         parameters: Mapping[str, Tensor],
         group: dist.ProcessGroup | None,
-        divisor: int = 1,
         uses: Mapping[str, int] | None = None,
     ) -> None:
-        """Make the buffers. The sum over `group` is divided by `divisor` (the number of ranks for a mean).
+        """Make the buffers. For a mean over `group`, divide what the gradients are of: that costs no pass over them.
 
         `uses` names parameters that get more than one gradient a microbatch.
         """
         self._uses = dict(uses or {})
-        self._group, self._divisor = group, divisor
+        self._group = group
         self._parameters = dict(parameters)
         self._buckets: list[_Bucket] = []
         self._bucket_of: dict[str, _Bucket] = {}
         self._came: set[str] = set()
         self._core_idle = False
         self._cleared_s = time.perf_counter(), time.thread_time()
+        self._moving_s = 0.0  # CPU time that this thread has spent on messages since
         chosen: list[str] = []
         for name in reversed(self._parameters):
             size = sum(self._parameters[each].nbytes for each in chosen)
@@ -85,7 +85,7 @@ class GradientBuckets:
     def clear(self, times: int) -> None:
         """Set all gradients to zero and expect each to be added to so many times, once a microbatch."""
         self._came.clear()
-        self._cleared_s = time.perf_counter(), time.thread_time()
+        self._cleared_s, self._moving_s = (time.perf_counter(), time.thread_time()), 0.0
         for bucket in self._buckets:
             bucket.flat.zero_()
             bucket.waiting, bucket.work = bucket.size * times, None
@@ -95,29 +95,32 @@ class GradientBuckets:
         self._came.add(name)
         if self._group is None:
             return
-        bucket = self._bucket_of[name]
-        bucket.waiting -= 1
+        self._bucket_of[name].waiting -= 1
+        began_s = time.thread_time()
+        self._move()
+        self._moving_s += time.thread_time() - began_s
+
+    def _move(self) -> None:
         # In order, since all ranks must start their all-reduces alike; asking those under way moves MPI on.
         for each in self._buckets:
             if each.work is not None:
-                each.work.is_completed()
+                if not self._core_idle:
+                    each.work.is_completed()
             elif each.waiting > 0:
                 break
             else:
                 self._start(each)
 
     def reduce(self) -> None:
-        """Wait until every gradient is the reduced one."""
+        """Wait until every gradient is the sum."""
         wall_s, cpu_s = time.perf_counter() - self._cleared_s[0], time.thread_time() - self._cleared_s[1]
-        self._core_idle = cpu_s < (1 - IDLE_SHARE) * wall_s
+        self._core_idle = cpu_s - self._moving_s < (1 - IDLE_SHARE) * (wall_s - self._moving_s)
         for bucket in self._buckets:
             if bucket.work is None and self._group is not None:
                 self._start(bucket)
         for bucket in self._buckets:
             if bucket.work is not None:
                 bucket.work.wait()
-            if self._divisor != 1:
-                bucket.flat /= self._divisor
 
     def missing(self) -> list[str]:
         """Return the parameters that got no gradient since the last `clear`."""

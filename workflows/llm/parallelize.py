@@ -210,17 +210,17 @@ class ParallelModel:
     def _make_buckets(self, uses: Mapping[str, int]) -> list[GradientBuckets]:
         """Return the buckets of all gradients, those of experts apart where others of the data ranks hold them.
 
-        Of the W = dp x cp losses of a step, an expert that is shared over ep ranks has the gradients of ep losses
-        added up, so a sum over its W / ep copies and a division by W makes it that of the mean, as for all others.
+        Of the dp x cp losses of a step, an expert that is shared over ep ranks has the gradients of ep losses added up,
+        so the sum over its copies is that of all losses, as for all others.
         """
-        held, ranks = self._find(), self.layout.dp * self.layout.cp
+        held = self._find()
         if self.mesh.ep is None:
-            return [GradientBuckets(held, self.mesh.data, ranks, uses)]
+            return [GradientBuckets(held, self.mesh.data, uses)]
         experts = {name: p for name, p in held.items() if name in self.experts.names}
         others = {name: p for name, p in held.items() if name not in experts}
         return [
-            GradientBuckets(others, self.mesh.data, ranks, uses),
-            GradientBuckets(experts, self.mesh.experts, ranks),
+            GradientBuckets(others, self.mesh.data, uses),
+            GradientBuckets(experts, self.mesh.experts),
         ]
 
     def _find(self) -> dict[str, nn.Parameter]:
@@ -335,6 +335,8 @@ class ParallelModel:
             return self._loss(y, targets_BL[rows])
 
         stages = {stage: partial(compute, stage) for stage in self.stages}
+        # Buckets add up what ranks have, FSDP2 takes the mean.
+        losses = 1 if self._sharded else self.layout.dp * self.layout.cp
         pipeline = Pipeline(
             stages,
             actions,
@@ -344,7 +346,7 @@ class ParallelModel:
             shape,
             self.dtype,
             self.device,
-            micro / len(tokens_BL),
+            micro / len(tokens_BL) / losses,
             self._put_off,
         )
         return pipeline.run()

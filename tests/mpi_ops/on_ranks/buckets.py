@@ -1,7 +1,8 @@
-"""GradientBuckets with more than one bucket: each becomes the mean over the ranks, in whatever order gradients come."""
+"""GradientBuckets with more than one bucket: each becomes the sum over the ranks, in whatever order gradients come."""
 
 from __future__ import annotations
 
+import threading
 from unittest import mock
 
 import torch
@@ -21,27 +22,27 @@ def _made(world: World, uses: dict[str, int] | None = None) -> tuple[dict[str, T
     """Return parameters of which two fill a bucket, and the buckets over all ranks."""
     parameters = {name: nn.Parameter(torch.ones(LENGTH, dtype=torch.float64)) for name in NAMES}
     with mock.patch.object(gradient_buckets, "BUCKET_BYTES", 2 * LENGTH * 8):
-        return parameters, GradientBuckets(parameters, dist.group.WORLD, world.size, uses)
+        return parameters, GradientBuckets(parameters, dist.group.WORLD, uses)
 
 
 def _factor(rank: int, i: int) -> float:
     return float(1 + 7 * rank + i * i)
 
 
-def _mean(world: World, i: int) -> float:
-    return sum(_factor(rank, i) for rank in range(world.size)) / world.size
+def _sum(world: World, i: int) -> float:
+    return sum(_factor(rank, i) for rank in range(world.size))
 
 
 def _check(world: World, parameters: dict[str, Tensor], times: float = 1.0) -> None:
     for i, parameter in enumerate(parameters.values()):
-        torch.testing.assert_close(parameter.grad, torch.full_like(parameter, times * _mean(world, i)))
+        torch.testing.assert_close(parameter.grad, torch.full_like(parameter, times * _sum(world, i)))
 
 
 def _backward(world: World, parameters: dict[str, Tensor]) -> None:
     sum(_factor(world.rank, i) * p.sum() for i, p in enumerate(parameters.values())).backward()
 
 
-def test_each_step_has_the_mean_of_its_own_gradients(world: World):
+def test_each_step_has_the_sum_of_its_own_gradients(world: World):
     parameters, buckets = _made(world)
     for microbatches in (1, 3):
         buckets.clear(microbatches)
@@ -72,7 +73,7 @@ def test_a_gradient_that_a_rank_lacks_counts_as_zero_and_is_named(world: World):
             buckets.came(name)
     buckets.reduce()
     assert buckets.missing() == (["3"] if world.rank == 0 else [])
-    lacking = _mean(world, 3) - _factor(0, 3) / world.size
+    lacking = _sum(world, 3) - _factor(0, 3)
     torch.testing.assert_close(parameters["3"].grad, torch.full((LENGTH,), lacking, dtype=torch.float64))
 
 
@@ -85,7 +86,7 @@ def test_a_parameter_of_two_uses_waits_for_both(world: World):
         world.comm.Barrier()  # what left too early has arrived
     buckets.reduce()
     for name, times in (("5", 2), ("4", 1)):
-        want = torch.full((LENGTH,), times * _mean(world, int(name)), dtype=torch.float64)
+        want = torch.full((LENGTH,), times * _sum(world, int(name)), dtype=torch.float64)
         torch.testing.assert_close(parameters[name].grad, want)
 
 
@@ -103,15 +104,52 @@ def test_gradients_travel_by_themselves_only_behind_a_backward_that_leaves_the_c
     parameters, buckets = _made(world)
     for cpu_share in (0.1, 0.9):
         for _ in range(2):  # the first of each kind shows what the second can expect
-            with (
-                mock.patch.object(gradient_buckets, "time", _Clocks(cpu_share)),
-                mock.patch.object(Work, "get_future", autospec=True, side_effect=Work.get_future) as promised,
-            ):
-                buckets.clear(1)
-                _backward(world, parameters)
-                buckets.reduce()
-            _check(world, parameters)
-        assert bool(promised.call_count) is (cpu_share < 0.5)
+            promised = _step_by(_Clocks(cpu_share), world, parameters, buckets)
+        assert bool(promised) is (cpu_share < 0.5)
+
+
+def test_moving_messages_is_no_computing(world: World):
+    parameters, buckets = _made(world)
+    for promises in (0, COUNT // 2):  # though the first step spends most of its time on messages
+        clocks = _Clocks(0.1)
+
+        def move(clocks: _Clocks = clocks) -> None:
+            clocks.spend(9.0)
+            GradientBuckets._move(buckets)
+
+        with mock.patch.object(buckets, "_move", move):
+            assert _step_by(clocks, world, parameters, buckets) == promises
+
+
+def test_backward_polls_nothing_that_a_thread_moves(world: World):
+    parameters, buckets = _made(world)
+    _step_by(_Clocks(0.1), world, parameters, buckets)
+    polled_by = []
+
+    def note(work: Work) -> bool:
+        polled_by.append(threading.current_thread())
+        return is_completed(work)
+
+    is_completed = Work.is_completed
+    buckets.clear(1)
+    with mock.patch.object(Work, "is_completed", autospec=True, side_effect=note):
+        _backward(world, parameters)
+        assert threading.current_thread() not in polled_by
+    buckets.reduce()
+    _check(world, parameters)
+
+
+def _step_by(clocks: _Clocks, world: World, parameters: dict[str, Tensor], buckets: GradientBuckets) -> int:
+    """Make one step by these clocks; return how many of its messages went by themselves."""
+    with (
+        mock.patch.object(gradient_buckets, "time", clocks),
+        mock.patch.object(Work, "get_future", autospec=True, side_effect=Work.get_future) as promised,
+    ):
+        buckets.clear(1)
+        _backward(world, parameters)
+        buckets.reduce()
+    _check(world, parameters)
+    return promised.call_count
 
 
 class _Clocks:
@@ -119,11 +157,17 @@ class _Clocks:
 
     def __init__(self, cpu_share: float) -> None:
         self._cpu_share = cpu_share
-        self._now_s = 0.0
+        self._now_s = self._cpu_s = 0.0
+
+    def spend(self, cpu_s: float) -> None:
+        """Pass so much time at work."""
+        self._now_s += cpu_s
+        self._cpu_s += cpu_s
 
     def perf_counter(self) -> float:
         self._now_s += 1.0
+        self._cpu_s += self._cpu_share
         return self._now_s
 
     def thread_time(self) -> float:
-        return self._cpu_share * self._now_s
+        return self._cpu_s
