@@ -40,6 +40,7 @@ def test_both_ways_on_a_cpu(dtype, causal):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # the first backward pass of a process
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_on_a_gpu(gpus, dtype, causal):
