@@ -121,7 +121,7 @@ class RingAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_BHLE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Return the gradients of q, k and v."""
         q_BHLE, own_2BKLE, kv_2BKLE, out_BHLE, sum_BHL = ctx.saved_tensors
-        if grad_BHLE.stride(-1) != 1:
+        if grad_BHLE.stride(-1) != 1:  # a sum's has none, and the GPU's kernel takes it for granted
             grad_BHLE = grad_BHLE.contiguous()
         group, rank, size = ctx.group, dist.get_rank(ctx.group), dist.get_world_size(ctx.group)
         dq_BHLE = torch.zeros_like(q_BHLE, dtype=_wide(q_BHLE))

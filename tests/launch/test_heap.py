@@ -9,12 +9,12 @@ import pytest
 
 MIB = 1 << 20
 TAKE_AND_FREE = """
-import sys
+import resource, sys
 import numpy as np
 from launch import heap
 getattr(heap, sys.argv[1])()
 def resident_bytes():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 def take():
     return [np.ones(1 << 20) for _ in range(8)]
 take()  # glibc has then seen arrays of this size freed

@@ -37,10 +37,14 @@ SPLITS = ("train", "valid", "test")
 LINKS = ("edge", "edge_neg", "source_node", "target_node", "target_node_neg")
 """What a split of edges may hold that is scored."""
 CONVERT = (
-    "import sys, numpy, torch; held = torch.load(sys.argv[1], weights_only=False); "
-    "numpy.savez(sys.argv[2], **{str(key): numpy.asarray(value) for key, value in held.items()})"
+    "import sys, torch, numpy as n; m = n._core.multiarray; "
+    "named = [(made, f'numpy.{core}.multiarray.{made.__name__}') "
+    "for made in (m._reconstruct, m.scalar) for core in ('core', '_core')]; "
+    "torch.serialization.add_safe_globals([n.ndarray, n.dtype, *(type(n.dtype(c)) for c in '?bBhilqefd'), *named]); "
+    "held = torch.load(sys.argv[1], weights_only=True); "
+    "n.savez(sys.argv[2], **{str(key): n.asarray(value) for key, value in held.items()})"
 )
-"""For users to run on a .pt that they trust."""
+"""For users to run on a .pt: torch takes tensors, arrays and numbers out of it, and refuses all else unexecuted."""
 
 
 def edge_file(path: str) -> Path:
@@ -118,7 +122,7 @@ def read_saved(path: Path) -> dict[str, NDArray[Any]]:
     arrays = path.with_suffix(".npz")
     if path.exists() and not arrays.exists():
         raise GraphError(
-            f"{path}: is a pickle, which could run anything, and is not opened; if you trust it, run once: "
+            f"{path}: is a pickle, and not opened here; to take the arrays out of it, and nothing else, run once: "
             + shlex.join(["python", "-c", CONVERT, str(path), str(arrays)])
         )
     return _npz(arrays)

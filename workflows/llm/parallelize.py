@@ -99,8 +99,8 @@ class ParallelModel:
         if self._sharded:
             from workflows.llm.zero import shard
 
-            groups = self.mesh.shards, self.mesh.expert_shards
-            rows = shard(self.stages.values(), groups[0], parallel.zero, device, groups[1])  # type: ignore[arg-type]
+            shards: Any = self.mesh.shards
+            rows = shard(self.stages.values(), shards, parallel.zero, device, self.mesh.expert_shards)
         for model in self.stages.values():  # only now, when each weight is this rank's part of it
             give_memory(model, device)
             model.to(device)
@@ -175,9 +175,8 @@ class ParallelModel:
 
             reduce_shards(self.stages.values())
         gradients = self.gradients()
-        if (
-            self._sharded and self.layout.ep > 1
-        ):  # a mean over W / ep ranks of sums of ep losses, as _make_buckets says
+        if self._sharded and self.layout.ep > 1:
+            # FSDP2 has taken the mean over the ranks with the same experts, of gradients of ep losses each.
             torch._foreach_div_([gradients[name] for name in self.experts.names], self.layout.ep)
         self._add_up_copies(gradients)
         norms = torch.stack(torch._foreach_norm(list(gradients.values()))).double()

@@ -136,10 +136,12 @@ def test_a_pickle_is_not_opened_and_becomes_arrays_by_the_command_that_is_told(t
     torch.save(as_ogb | {"other": Foreign()}, place / "valid.pt")
     with pytest.raises(GraphError, match="is a pickle") as caught:
         prepare(wanted(tmp_path / "data", "hits"), tmp_path / "cache")
+    told = [sys.executable, *shlex.split(str(caught.value).partition("run once: ")[2])[1:]]
+    assert subprocess.run(told, timeout=60).returncode, "the command refuses what is no array"
     assert "executed" not in capfd.readouterr().out
+    assert not (place / "valid.npz").exists()
     torch.save(as_ogb, place / "valid.pt")
-    told = shlex.split(str(caught.value).partition("run once: ")[2])
-    subprocess.run([sys.executable, *told[1:]], check=True, timeout=60)
+    subprocess.run(told, check=True, timeout=60)
     prepare(wanted(tmp_path / "data", "hits"), tmp_path / "cache")
     with np.load(place / "valid.npz", allow_pickle=False) as held:
         assert all(np.array_equal(held[key], value) for key, value in split["valid"].items())
